@@ -1,0 +1,7 @@
+//! What lies on disk: metadata in redb, file data in one sparse file per inode.
+
+pub mod data;
+pub mod meta;
+
+pub use data::{DataFile, DataStore, Store};
+pub use meta::{MetaStore, Snapshot};

@@ -1,0 +1,5 @@
+//! Support for Godwit's integration tests: processes, a lab of servers and hosts, real programs.
+
+pub mod cluster;
+pub mod lab;
+pub mod process;

@@ -1,0 +1,5 @@
+//! Shows and changes what a dshost runs.
+
+fn main() -> std::process::ExitCode {
+    tools::dsctl::main()
+}
