@@ -158,15 +158,18 @@ done
 
 failed=
 mapfile -t missing < <(missing_packages <<<"$needs")
-if [ ${#missing[@]} -gt 0 ]; then
-    if [ -n "${SETUP_CHECK:-}" ]; then
-        say "missing: ${missing[*]}"
-        failed=1
-    else
+if [ ${#missing[@]} -gt 0 ] && [ -n "${SETUP_CHECK:-}" ]; then
+    say "missing: ${missing[*]}"
+    failed=1
+elif [ ${#missing[@]} -gt 0 ]; then
+    # Twice, as a package can push out one of another release that was there: qemu-system-x86 does so with a
+    # backported qemu-utils.
+    for _ in 1 2; do
         install_packages "${missing[@]}"
         mapfile -t missing < <(missing_packages <<<"$needs")
-        [ ${#missing[@]} = 0 ] || die "still missing after the installation: ${missing[*]}"
-    fi
+        [ ${#missing[@]} -gt 0 ] || break
+    done
+    [ ${#missing[@]} = 0 ] || die "still missing after the installation: ${missing[*]}"
 fi
 
 for group in "$@"; do

@@ -12,7 +12,7 @@ use proto::ops::moves::{MoveRecord, MoveSide, MoveState};
 use proto::ops::names::{Attr, FileKind, Name, Space, Time};
 use proto::{DatastoreId, Epoch, FileId, InstanceId, MoveId, WireError};
 
-use crate::core::plan::{Effect, posix};
+use crate::core::plan::{Effect, Mover, posix};
 use crate::core::records::{Forward, Inode, Records, Session, file_key};
 use crate::core::tables::{Change, Table, Tables, Txn, decode};
 use crate::core::{moves, trees};
@@ -53,16 +53,19 @@ pub struct Datastore {
     /// When this run began.
     pub started: Instant,
     exclusive: GlobSet,
-    moving: RwLock<HashMap<FileId, (MoveId, String)>>,
+    moving: RwLock<HashMap<FileId, Mover>>,
     moved: RwLock<HashMap<FileId, Forward>>,
 }
 
-/// A change of a file's data that has been admitted; the fence of a commit waits for it.
-pub struct Admitted(pub Arc<DataFile>);
+/// A data request that has been admitted; the fence of a commit waits for it.
+pub struct Admitted {
+    /// The file.
+    pub file: Arc<DataFile>,
+}
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.0.admitted.fetch_sub(1, Ordering::SeqCst);
+        self.file.admitted.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -108,8 +111,9 @@ impl Datastore {
             hint: "check the file system below it".into(),
         };
         let meta = MetaStore::open(&root.join("meta.redb")).map_err(|e| failed("open the metadata", &e))?;
-        let identity = identify(&meta, name).map_err(|e| failed("read the identity", &e))??;
         let data = DataStore::open_dir(root, name, capacity).map_err(|e| failed("open the data", &e))?;
+        let identity = identify(&meta, name, data.found).map_err(|e| failed("read the identity", &e))??;
+        bury(&meta, &data).map_err(|e| failed("remove dead data", &e))?;
         let sessions = Registry::default();
         let (mut moving, mut moved) = (HashMap::new(), HashMap::new());
         let snapshot = meta.snapshot();
@@ -128,7 +132,7 @@ impl Datastore {
                     if record.state == MoveState::Committed {
                         moved.insert(file, forward(&record));
                     } else {
-                        moving.insert(file, (record.id, record.host.clone()));
+                        moving.insert(file, Mover { id: record.id, host: record.host.clone() });
                     }
                 }
             }
@@ -154,10 +158,10 @@ impl Datastore {
         self.exclusive.is_match(&*name.lossy())
     }
 
-    /// The host that moves the file's tree, if one does.
-    pub fn mover_of(&self, file: FileId) -> Option<String> {
+    /// By whom the file's tree is being moved, if it is.
+    pub fn mover_of(&self, file: FileId) -> Option<Mover> {
         let moving = self.moving.read();
-        if moving.is_empty() { None } else { moving.get(&file).map(|(_, host)| host.clone()) }
+        if moving.is_empty() { None } else { moving.get(&file).cloned() }
     }
 
     /// Refuse requests for what has moved away.
@@ -220,10 +224,14 @@ impl Datastore {
             }
         };
         opened.admitted.fetch_add(1, Ordering::SeqCst);
-        let admitted = Admitted(opened);
+        if create {
+            let position = self.data.position();
+            tracing::trace!(%file, ?position, "a change of data");
+        }
+        let admitted = Admitted { file: opened };
         // In this order: a commit puts up its fence first and counts the admitted then.
         self.check_here(file)?;
-        let mut cached = admitted.0.owner.lock();
+        let mut cached = admitted.file.owner.lock();
         let owner = match *cached {
             Some(owner) => owner,
             None => {
@@ -234,8 +242,14 @@ impl Datastore {
         };
         drop(cached);
         self.check_owner(file, owner, incoming)?;
-        if create && self.mover_of(file).is_some_and(|mover| mover != host) {
-            return Err(WireError::Busy { object: format!("file {file}"), holder: "a move".into() });
+        if create {
+            // A copy that comes late must not overwrite what was written since it was published.
+            if owner.is_none() && incoming.is_some() {
+                return Err(WireError::MoveState { state: "finished".into() });
+            }
+            if let Some(mover) = self.mover_of(file).filter(|mover| mover.host != host) {
+                return Err(mover.busy(format!("file {file}")));
+            }
         }
         Ok(Some(admitted))
     }
@@ -256,12 +270,13 @@ impl Datastore {
 
     /// A tree belongs to a move from now on.
     pub fn start_moving(&self, id: MoveId, host: &str, files: &[FileId]) {
-        self.moving.write().extend(files.iter().map(|f| (*f, (id, host.to_string()))));
+        let mover = Mover { id, host: host.to_string() };
+        self.moving.write().extend(files.iter().map(|f| (*f, mover.clone())));
     }
 
     /// A tree belongs to a move no more.
     pub fn stop_moving(&self, id: MoveId) {
-        self.moving.write().retain(|_, (of, _)| *of != id);
+        self.moving.write().retain(|_, mover| mover.id != id);
     }
 
     /// Fence a tree: nothing new is admitted; returns when what was admitted is done.
@@ -284,30 +299,37 @@ impl Datastore {
         files.iter().for_each(|f| drop(moved.remove(f)));
     }
 
+    /// A file came into a directory: it belongs to the moving tree of that, or to none.
+    pub fn join(&self, parent: FileId, file: FileId) {
+        let mut moving = self.moving.write();
+        match moving.get(&parent).cloned() {
+            Some(mover) => drop(moving.insert(file, mover)),
+            None => drop(moving.remove(&file)),
+        }
+    }
+
     /// Do what a committed transaction asked for. Each effect may be done twice.
-    pub fn perform(&self, effects: &[Effect]) {
+    ///
+    /// Answers the files whose data is gone; the next transaction forgets that they had to go.
+    pub fn perform(&self, effects: &[Effect]) -> Vec<FileId> {
+        let mut buried = Vec::new();
         for effect in effects {
             let done = match effect {
-                Effect::RemoveData(file) => self.data.remove(*file),
+                Effect::RemoveData(file) => self.data.remove(*file).inspect(|()| buried.push(*file)),
                 Effect::SetMtime(file, time) => {
-                    self.data.forget_owner(*file);
                     self.data.open(*file, false).and_then(|d| d.map_or(Ok(()), |d| d.set_mtime(*time)))
                 }
-                Effect::Joined { parent, file } => {
-                    let mover = self.moving.read().get(parent).cloned();
-                    if let Some((id, host)) = mover {
-                        let snapshot = self.meta.snapshot();
-                        let ids: Vec<_> =
-                            trees::inodes_of(&*snapshot, *file).unwrap_or_default().into_keys().collect();
-                        self.start_moving(id, &host, &ids);
-                    }
+                Effect::Published(file) => {
+                    self.data.forget_owner(*file);
                     Ok(())
                 }
+                Effect::Joined { .. } => Ok(()),
             };
             if let Err(e) = done {
                 tracing::warn!(?effect, "after a commit: {e}");
             }
         }
+        buried
     }
 
     /// Capacity, free bytes, inodes.
@@ -334,8 +356,21 @@ fn forward(record: &MoveRecord) -> Forward {
     Forward { to: record.peer, name: record.peer_name.clone() }
 }
 
-/// Read who this datastore is, or make a new one.
-fn identify(meta: &MetaStore, name: &str) -> Result<Result<Identity, OpenError>, WireError> {
+/// Remove data files that a killed server should have removed.
+fn bury(meta: &MetaStore, data: &DataStore) -> Result<(), WireError> {
+    let mut changes = Vec::new();
+    for (key, _) in meta.snapshot().scan(Table::Doomed, &[], &[], false, usize::MAX)? {
+        if let Some(file) = crate::core::records::key_file(&key) {
+            data.remove(file)
+                .map_err(|e| posix(e.raw_os_error().unwrap_or(EIO), format!("data of file {file}")))?;
+        }
+        changes.push(Change::Delete { table: Table::Doomed, key });
+    }
+    if changes.is_empty() { Ok(()) } else { meta.commit(&changes) }
+}
+
+/// Read who this datastore is, or make a new one; `found` data files lie there.
+fn identify(meta: &MetaStore, name: &str, found: u64) -> Result<Result<Identity, OpenError>, WireError> {
     let snapshot = meta.snapshot();
     let mut txn = Txn::new(&*snapshot);
     if let Some(format) = txn.read::<u32>(Table::Header, b"format")? {
@@ -360,6 +395,12 @@ fn identify(meta: &MetaStore, name: &str) -> Result<Result<Identity, OpenError>,
             name: theirs,
             prefix: txn.read(Table::Header, b"prefix")?.ok_or_else(missing)?,
             epoch: txn.read(Table::Header, b"epoch")?.ok_or_else(missing)?,
+        }));
+    }
+    if found > 0 {
+        return Ok(Err(OpenError {
+            message: format!("data/ holds {found} files, but meta.redb knows nothing of them"),
+            hint: "restore meta.redb; the files in data/ are the disks as they were, to be copied out".into(),
         }));
     }
     let id = DatastoreId::new();

@@ -9,7 +9,7 @@ use proto::{FileId, Generation, Position, RequestId, WireError};
 
 use crate::core::names::Planned;
 use crate::core::plan::{Context, Effect};
-use crate::core::records::{Records, Session, reply_key};
+use crate::core::records::{Records, Session, file_key, reply_key};
 use crate::core::tables::{Table, Tables, Txn};
 use crate::core::{attrs, incoming, moves, names, rename, trees};
 use crate::datastore::{Datastore, now};
@@ -63,7 +63,7 @@ impl Executor {
     pub fn start(datastore: Arc<Datastore>) -> std::io::Result<Executor> {
         let (jobs, inbox) = mpsc::channel();
         std::thread::Builder::new().name("metadata".into()).spawn(move || {
-            let mut worker = Worker { datastore, broken: None };
+            let mut worker = Worker { datastore, broken: None, buried: Vec::new() };
             while let Ok(first) = inbox.recv() {
                 let mut batch = vec![first];
                 while batch.len() < BATCH
@@ -87,6 +87,8 @@ impl Executor {
 struct Worker {
     datastore: Arc<Datastore>,
     broken: Option<WireError>,
+    /// Files whose data has been removed since the last commit.
+    buried: Vec<FileId>,
 }
 
 /// An answer that waits for the commit.
@@ -108,9 +110,18 @@ impl Worker {
         self.run_group(group);
     }
 
+    fn begin<'a>(&self, snapshot: &'a dyn Tables) -> Txn<'a> {
+        let mut txn = Txn::new(snapshot);
+        self.buried.iter().for_each(|file| txn.delete(Table::Doomed, file_key(*file)));
+        txn
+    }
+
     fn commit(&mut self, mut txn: Txn) -> Result<(), WireError> {
         if let Some(error) = &self.broken {
             return Err(error.clone());
+        }
+        if txn.is_empty() {
+            return Ok(());
         }
         let position: Position = txn.read(Table::Header, b"position")?.unwrap_or_default();
         txn.write(Table::Header, b"position".to_vec(), &position.next());
@@ -129,7 +140,7 @@ impl Worker {
         }
         let datastore = self.datastore.clone();
         let snapshot = datastore.meta.snapshot();
-        let mut outer = Txn::new(&*snapshot);
+        let mut outer = self.begin(&*snapshot);
         let (mut answers, mut effects, mut sessions) = (Vec::<Pending>::new(), Vec::new(), Vec::new());
         for job in jobs {
             match job {
@@ -153,7 +164,7 @@ impl Worker {
         }
         let committed = self.commit(outer);
         if committed.is_ok() {
-            datastore.perform(&effects);
+            self.buried = datastore.perform(&effects);
         }
         for (answer, result) in sessions {
             answer(committed.clone().and(result));
@@ -188,6 +199,11 @@ impl Worker {
         }
         let changes = txn.into_changes();
         outer.absorb(changes);
+        for effect in &wanted {
+            if let Effect::Joined { parent, file } = effect {
+                self.datastore.join(*parent, *file);
+            }
+        }
         effects.append(&mut wanted);
         Ok(reply)
     }
@@ -232,7 +248,7 @@ impl Worker {
                 Reply::IncomingBegin(incoming::begin(&ctx, txn, ask, free, &datastore.identity.name)?)
             }
             Request::IncomingPut(ask) => {
-                incoming::put_entries(&ctx, txn, ask, &mut effects)?;
+                incoming::put_entries(&ctx, txn, ask)?;
                 Reply::IncomingPut(Done {})
             }
             Request::IncomingRemove(ask) => {
@@ -286,7 +302,7 @@ impl Worker {
     ) -> Result<T, WireError> {
         let datastore = self.datastore.clone();
         let snapshot = datastore.meta.snapshot();
-        let mut txn = Txn::new(&*snapshot);
+        let mut txn = self.begin(&*snapshot);
         let mut effects = Vec::new();
         let is_open = |file| datastore.sessions.is_open(file);
         let exclusive = |name: &proto::ops::names::Name| datastore.is_exclusive(name);
@@ -301,7 +317,7 @@ impl Worker {
         };
         let result = plan(&ctx, &mut txn, &mut effects)?;
         self.commit(txn)?;
-        datastore.perform(&effects);
+        self.buried = datastore.perform(&effects);
         Ok(result)
     }
 

@@ -99,7 +99,7 @@ fn read(ticket: Ticket, ask: Read) {
     if ask.len > proto::frame::MAX_DATA {
         return ticket.answer(Err(WireError::Invalid { reason: format!("a read of {} bytes", ask.len) }));
     }
-    let file = admitted.0.clone();
+    let file = admitted.file.clone();
     let connection = ticket.connection().clone();
     let done = Box::new(move |result: crate::ring::Finished| {
         drop(admitted);
@@ -129,18 +129,18 @@ fn write(ticket: Ticket, ask: Write, data: Vec<u8>) {
         Err(error) => return ticket.answer(Err(error)),
     };
     let connection = ticket.connection().clone();
-    let reserved = match connection.service.datastore.data.reserve(&admitted.0, ask.offset, len) {
+    let reserved = match connection.service.datastore.data.reserve(&admitted.file, ask.offset, len) {
         Ok(reserved) => reserved,
         Err(error) => return ticket.answer(Err(error)),
     };
     if len == 0 {
         return ticket.answer(Ok((Reply::Write(Done {}), Bytes::new())));
     }
-    let file = admitted.0.clone();
+    let file = admitted.file.clone();
     let again = connection.clone();
     let done = Box::new(move |result: crate::ring::Finished| {
         let store = &again.service.datastore.data;
-        store.recount(&admitted.0);
+        store.recount(&admitted.file);
         store.unreserve(reserved);
         match result {
             Ok(_) if ask.fua => flush_admitted(ticket, admitted, Reply::Write(Done {})),
@@ -168,11 +168,11 @@ fn flush(ticket: Ticket, file: FileId, incoming: Option<MoveId>) {
 }
 
 fn flush_admitted(ticket: Ticket, admitted: Admitted, reply: Reply) {
-    let file = admitted.0.clone();
+    let file = admitted.file.clone();
     let connection = ticket.connection().clone();
     let done = Box::new(move |result: crate::ring::Finished| {
-        let id = admitted.0.id;
-        let named = admitted.0.sync_name();
+        let id = admitted.file.id;
+        let named = admitted.file.sync_name();
         drop(admitted);
         ticket.answer(match (result, named) {
             (Err(errno), _) => Err(posix(errno, format!("flush file {id}"))),
@@ -189,8 +189,8 @@ fn shape(ticket: &Ticket, request: &Request) -> Result<Reply, WireError> {
     match request {
         Request::Discard(ask) => {
             if let Some(admitted) = admit(ticket, ask.file, ask.incoming, false)? {
-                admitted.0.punch(ask.offset, ask.len).map_err(io_error(ask.file, "discard in"))?;
-                store.recount(&admitted.0);
+                admitted.file.punch(ask.offset, ask.len).map_err(io_error(ask.file, "discard in"))?;
+                store.recount(&admitted.file);
             }
             Ok(Reply::Discard(Done {}))
         }
@@ -204,14 +204,14 @@ fn shape(ticket: &Ticket, request: &Request) -> Result<Reply, WireError> {
         }
         Request::Resize(ask) => {
             let admitted = admit_change(ticket, ask.file, ask.incoming)?;
-            admitted.0.resize(ask.size).map_err(io_error(ask.file, "resize"))?;
-            store.recount(&admitted.0);
+            admitted.file.resize(ask.size).map_err(io_error(ask.file, "resize"))?;
+            store.recount(&admitted.file);
             Ok(Reply::Resize(Done {}))
         }
         Request::Map(ask) => {
             let (extents, upto) = match admit(ticket, ask.file, ask.incoming, false)? {
                 Some(admitted) => {
-                    admitted.0.extents(ask.offset, ask.len).map_err(io_error(ask.file, "map"))?
+                    admitted.file.extents(ask.offset, ask.len).map_err(io_error(ask.file, "map"))?
                 }
                 None => (Vec::new(), ask.offset),
             };
@@ -233,9 +233,9 @@ fn allocate(
 ) -> Result<(), WireError> {
     let store = &ticket.connection().service.datastore.data;
     let admitted = admit_change(ticket, file, incoming)?;
-    let reserved = store.reserve(&admitted.0, offset, len)?;
-    let result = admitted.0.allocate(offset, len, keep_size, zero).map_err(io_error(file, "allocate in"));
-    store.recount(&admitted.0);
+    let reserved = store.reserve(&admitted.file, offset, len)?;
+    let result = admitted.file.allocate(offset, len, keep_size, zero).map_err(io_error(file, "allocate in"));
+    store.recount(&admitted.file);
     store.unreserve(reserved);
     result
 }
@@ -317,8 +317,8 @@ fn set_open(ticket: &Ticket, ask: &SetOpen) -> Result<Opened, WireError> {
     let inode = snapshot.inode(ask.file)?;
     if ask.mode == OpenMode::Write {
         let busy = |holder: String| WireError::Busy { object: format!("file {}", ask.file), holder };
-        if let Some(mover) = datastore.mover_of(ask.file).filter(|host| *host != session.host) {
-            return Err(busy(format!("a move run by host {mover}")));
+        if let Some(mover) = datastore.mover_of(ask.file).filter(|mover| mover.host != session.host) {
+            return Err(mover.busy(format!("file {}", ask.file)));
         }
         if inode.exclusive
             && let Some(host) = datastore.sessions.writer_besides(&session.host, ask.file)

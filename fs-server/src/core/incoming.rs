@@ -133,7 +133,6 @@ fn put_entry(
         next_cookie: 1,
         exclusive,
         incoming: Some(record.id),
-        arrived: None,
     };
     let inode = match there {
         Some(old) => Inode {
@@ -296,6 +295,14 @@ pub fn seal(
         record.changed = ctx.now;
         put(txn, &record);
     }
+    if record.state == MoveState::Sealed {
+        // Each time, as the answer says that the data files have their times.
+        for file in inodes_of(txn, record.root)?.into_keys() {
+            if let Some(inode) = txn.find_inode(file)?.filter(|i| i.kind == FileKind::File) {
+                effects.push(Effect::SetMtime(file, inode.mtime));
+            }
+        }
+    }
     Ok(record)
 }
 
@@ -317,7 +324,6 @@ pub fn publish(
         let mut inode =
             txn.find_inode(file)?.ok_or_else(|| posix(ENOENT, format!("incoming file {file}")))?;
         inode.incoming = None;
-        inode.arrived = Some(ask.id);
         if file == record.root {
             inode.parent = record.parent;
             is_dir = inode.kind == FileKind::Directory;

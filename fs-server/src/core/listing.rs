@@ -14,6 +14,8 @@ use super::tables::{Table, Tables, decode};
 pub type Complete<'a> = &'a dyn Fn(Attr) -> Result<Attr, WireError>;
 
 const MAX_PAGE: usize = 2_000;
+/// A page of a tree ends behind the entry that reaches this many bytes.
+const PAGE_BYTES: usize = 512 << 10;
 
 /// LOOKUP.
 pub fn lookup(tables: &dyn Tables, complete: Complete, ask: &Lookup) -> Result<Attr, WireError> {
@@ -109,22 +111,21 @@ pub fn tree_list(tables: &dyn Tables, complete: Complete, ask: &TreeList) -> Res
         }
     };
     while !full && let Some((dir, after)) = pending.pop() {
-        for (cookie, name) in page(tables, dir, after, max)? {
+        let rows = page(tables, dir, after, max)?;
+        let mut rest = if rows.len() < max { None } else { rows.last().map(|(cookie, _)| *cookie) };
+        let mut below = None;
+        for (cookie, name) in rows {
             let Some(entry) = tables.entry(dir, &name)? else { continue };
             let found = tree_entry(tables, complete, dir, name, entry.file)?;
-            let is_dir = found.attr.kind == FileKind::Directory;
+            below = (found.attr.kind == FileKind::Directory).then_some(entry.file);
             full = add(found);
-            if is_dir {
-                pending.extend([(dir, cookie), (entry.file, 0)]);
-            } else {
-                pending.push((dir, cookie));
-            }
-            if is_dir || full {
+            if full || below.is_some() {
+                rest = Some(cookie);
                 break;
             }
-            pending.pop();
-            last_seen(&mut pending, dir, cookie);
         }
+        pending.extend(rest.map(|cookie| (dir, cookie)));
+        pending.extend(below.map(|file| (file, 0)));
     }
     Ok(TreePage { entries, next: (!pending.is_empty()).then_some(TreeCursor { pending }) })
 }

@@ -14,7 +14,7 @@ use proto::ops::session::OpenMode;
 use proto::{DatastoreId, FileId, MoveId, WireError};
 
 use super::names::Planned;
-use super::plan::Context;
+use super::plan::{Context, Mover};
 use super::records::{Inode, Records};
 use super::tables::{MemoryTables, Txn};
 use super::{incoming, invariants, listing, moves, names, rename, trees};
@@ -24,7 +24,7 @@ pub(super) struct Core {
     prefix: u32,
     pub open: RefCell<BTreeSet<FileId>>,
     /// Files of moving trees, with the hosts that move them.
-    pub moving: RefCell<BTreeMap<FileId, String>>,
+    pub moving: RefCell<BTreeMap<FileId, Mover>>,
 }
 
 impl Core {
@@ -290,7 +290,7 @@ fn move_tree(core: &mut Core, other: &mut Core, model: &mut Model, path: &[u8], 
     entries[0].parent = other.root();
     let put = IncomingPut { id, entries };
     for _ in 0..2 {
-        other.run(|ctx, txn| incoming::put_entries(ctx, txn, &put, &mut Vec::new())).expect("put");
+        other.run(|ctx, txn| incoming::put_entries(ctx, txn, &put)).expect("put");
         other.check();
     }
     assert!(!other.seen().values().any(|(f, _)| *f == root), "an incoming tree is invisible");

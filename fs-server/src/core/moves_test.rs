@@ -9,7 +9,7 @@ use proto::ops::session::OpenMode;
 use proto::{DatastoreId, FileId, MoveId, WireError};
 
 use super::model_test::Core;
-use super::plan::Effect;
+use super::plan::{Effect, Mover};
 use super::records::Records;
 use super::{incoming, listing, moves, names, rename, trees};
 
@@ -44,6 +44,10 @@ fn list(core: &Core, root: FileId) -> Vec<TreeEntry> {
     }
 }
 
+fn mover(id: MoveId, host: &str) -> Mover {
+    Mover { id, host: host.into() }
+}
+
 /// A source and a destination with a move of `root`, which lies in the source's root directory.
 struct Moving {
     source: Core,
@@ -64,7 +68,7 @@ impl Moving {
             to_name: "ds2".into(),
         };
         let (_, files) = source.run(|ctx, txn| moves::begin(ctx, txn, &begin, &|_| None)).expect("begin");
-        source.moving.borrow_mut().extend(files.into_iter().map(|f| (f, "hostA".to_string())));
+        source.moving.borrow_mut().extend(files.into_iter().map(|f| (f, mover(id, "hostA"))));
         let parent = destination.root();
         let ask = IncomingBegin {
             id,
@@ -83,15 +87,14 @@ impl Moving {
         moving
     }
 
-    fn put(&mut self, mut entries: Vec<TreeEntry>) -> Result<Vec<Effect>, WireError> {
+    fn put(&mut self, mut entries: Vec<TreeEntry>) -> Result<(), WireError> {
         for entry in entries.iter_mut().filter(|e| e.attr.file == self.root) {
             entry.parent = self.destination.root();
         }
         let ask = IncomingPut { id: self.id, entries };
-        let mut effects = Vec::new();
-        self.destination.run(|ctx, txn| incoming::put_entries(ctx, txn, &ask, &mut effects))?;
+        self.destination.run(|ctx, txn| incoming::put_entries(ctx, txn, &ask))?;
         self.destination.check();
-        Ok(effects)
+        Ok(())
     }
 
     fn remove(&mut self, names: Vec<(FileId, Name)>) -> Vec<Effect> {
@@ -156,9 +159,9 @@ fn two_files_that_swap_names_keep_their_data() {
     let told: Vec<_> = list(&moving.source, vm).into_iter().filter(|e| e.attr.file != vm).collect();
     // One at a time, as when the batch ends between the two.
     for entry in told {
-        assert_eq!(removed(&moving.put(vec![entry]).expect("put")), [], "data of {f} and {g} stays");
+        moving.put(vec![entry]).expect("put");
     }
-    assert_eq!(removed(&moving.finish()), []);
+    assert_eq!(removed(&moving.finish()), [], "data of {f} and {g} stays");
 }
 
 #[test]
@@ -227,7 +230,7 @@ fn links_don_t_cross_the_border_of_a_moving_tree() {
     moving.link(f, vm, "second").expect("inside");
     assert!(is_busy(moving.rename((vm, "f"), (top, "f"), false)), "one of two names can't leave");
     let sub = make(&mut moving.source, vm, "sub", NewNode::Directory);
-    moving.source.moving.borrow_mut().insert(sub, "hostA".into());
+    moving.source.moving.borrow_mut().insert(sub, mover(moving.id, "hostA"));
     assert!(is_busy(moving.rename((vm, "sub"), (top, "sub"), false)), "a directory can't leave");
     moving.rename((top, "outside"), (vm, "inside"), false).expect("a file may come in");
 }
@@ -254,7 +257,7 @@ fn another_host_can_t_take_the_root_s_name() {
     make(&mut source, top, "g", NewNode::File);
     let moving = Moving::begin(source, "f", f);
     let mut source = moving.source;
-    source.moving.borrow_mut().insert(f, "hostB".into());
+    source.moving.borrow_mut().insert(f, mover(moving.id, "hostB"));
     let is_busy = |r: Result<(), WireError>| matches!(r, Err(WireError::Busy { .. }));
     let unlink = Unlink { parent: top, name: "f".into() };
     assert!(is_busy(source.run(|ctx, txn| names::unlink(ctx, txn, &unlink)).map(drop)));

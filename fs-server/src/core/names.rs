@@ -133,6 +133,7 @@ pub fn erase(txn: &mut Txn, file: FileId, inode: &Inode, effects: &mut Vec<Effec
     txn.delete(Table::Inodes, file_key(file));
     txn.delete(Table::Orphans, file_key(file));
     if inode.kind == FileKind::File {
+        txn.write(Table::Doomed, file_key(file), &());
         effects.push(Effect::RemoveData(file));
     }
     Ok(())
@@ -199,7 +200,6 @@ pub fn create(ctx: &Context, txn: &mut Txn, ask: &Create) -> Planned {
         next_cookie: 1,
         exclusive: kind == FileKind::File && (ctx.exclusive)(&ask.name),
         incoming: None,
-        arrived: None,
     };
     txn.put_inode(file, &inode);
     add_entry(ctx, txn, ask.parent, &ask.name, file, is_dir)?;

@@ -41,8 +41,6 @@ pub struct Inode {
     pub exclusive: bool,
     /// The move that owns it, while it is invisible.
     pub incoming: Option<MoveId>,
-    /// The move that brought it here; data requests in that move's name may still come again.
-    pub arrived: Option<MoveId>,
 }
 
 impl Inode {

@@ -36,11 +36,13 @@ pub enum Table {
     Orphans,
     /// (directory, name) reserved for an incoming tree → move id.
     Reserved,
+    /// FileId of an inode that is gone and whose data file has to go.
+    Doomed,
 }
 
 impl Table {
     /// All tables.
-    pub const ALL: [Table; 12] = [
+    pub const ALL: [Table; 13] = [
         Table::Header,
         Table::Inodes,
         Table::Entries,
@@ -53,6 +55,7 @@ impl Table {
         Table::Forwards,
         Table::Orphans,
         Table::Reserved,
+        Table::Doomed,
     ];
 }
 
@@ -115,6 +118,11 @@ impl<'a> Txn<'a> {
     /// Nothing changed yet.
     pub fn new(base: &'a dyn Tables) -> Self {
         Self { base, pending: BTreeMap::new() }
+    }
+
+    /// Whether nothing was changed.
+    pub fn is_empty(&self) -> bool {
+        self.pending.is_empty()
     }
 
     /// Everything that was changed, in the order of tables and keys.

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use proto::ops::names::{Attr, Time};
-use proto::{FileId, MoveId, WireError};
+use proto::{FileId, MoveId, Position, WireError};
 use rustix::fs::{
     FallocateFlags, SeekFrom, Timespec, Timestamps, fallocate, fstat, ftruncate, futimens, seek,
 };
@@ -35,7 +35,7 @@ pub trait Store: Send + Sync {
     /// Bytes that may be used, and that are free.
     fn space(&self) -> io::Result<(u64, u64)>;
     /// The place of the next change of data in the store's order.
-    fn position(&self) -> u64;
+    fn position(&self) -> Position;
 }
 
 /// An open data file.
@@ -135,7 +135,9 @@ impl DataFile {
     /// Before the first flush of a new file its name must become durable, too.
     pub fn sync_name(&self) -> io::Result<()> {
         if self.new.swap(false, Ordering::SeqCst) {
-            let synced = File::open(&self.dir).and_then(|d| d.sync_all());
+            let above = self.dir.parent().unwrap_or(&self.dir);
+            let sync = |dir: &Path| File::open(dir).and_then(|d| d.sync_all());
+            let synced = sync(&self.dir).and_then(|()| sync(above));
             if synced.is_err() {
                 self.new.store(true, Ordering::SeqCst);
             }
@@ -150,6 +152,8 @@ pub struct DataStore {
     root: PathBuf,
     name: String,
     capacity: Option<u64>,
+    /// Data files that lay there when it was opened.
+    pub found: u64,
     used: AtomicU64,
     reserved: AtomicU64,
     position: AtomicU64,
@@ -162,11 +166,13 @@ impl DataStore {
         let root = root.join("data");
         std::fs::create_dir_all(&root)?;
         let mut used = 0;
+        let mut files = 0;
         for dir in std::fs::read_dir(&root)? {
             let dir = dir?;
             if dir.file_type()?.is_dir() {
                 for file in std::fs::read_dir(dir.path())? {
                     used += std::os::unix::fs::MetadataExt::blocks(&file?.metadata()?);
+                    files += 1;
                 }
             }
         }
@@ -174,6 +180,7 @@ impl DataStore {
             root,
             name: name.into(),
             capacity,
+            found: files,
             used: AtomicU64::new(used * BLOCK),
             reserved: AtomicU64::new(0),
             position: AtomicU64::new(0),
@@ -187,18 +194,6 @@ impl DataStore {
 
     fn path_of(&self, file: FileId) -> PathBuf {
         self.dir_of(file).join(format!("{:016x}", file.0))
-    }
-
-    /// Inodes with a data file.
-    pub fn list(&self) -> io::Result<Vec<FileId>> {
-        let mut out = Vec::new();
-        for dir in std::fs::read_dir(&self.root)? {
-            for file in std::fs::read_dir(dir?.path())? {
-                let name = file?.file_name();
-                out.extend(name.to_str().and_then(|n| u64::from_str_radix(n, 16).ok()).map(FileId));
-            }
-        }
-        Ok(out)
     }
 
     /// What is known of the open file is out of date.
@@ -259,11 +254,11 @@ impl Store for DataStore {
         let path = self.path_of(id);
         let mut options = File::options();
         options.read(true).write(true);
-        let (file, new) = match options.open(&path) {
-            Ok(file) => (file, false),
+        let file = match options.open(&path) {
+            Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound && create => {
                 std::fs::create_dir_all(self.dir_of(id))?;
-                (options.create_new(true).open(&path)?, true)
+                options.create_new(true).open(&path)?
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e),
@@ -279,7 +274,6 @@ impl Store for DataStore {
             blocks: AtomicU64::new(blocks),
             dir: self.dir_of(id),
         });
-        let _ = new;
         if open.len() >= MAX_OPEN {
             open.retain(|_, f| Arc::strong_count(f) > 1 || f.new.load(Ordering::SeqCst));
         }
@@ -311,7 +305,7 @@ impl Store for DataStore {
         })
     }
 
-    fn position(&self) -> u64 {
-        self.position.fetch_add(1, Ordering::SeqCst)
+    fn position(&self) -> Position {
+        Position(self.position.fetch_add(1, Ordering::SeqCst))
     }
 }

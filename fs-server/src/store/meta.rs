@@ -28,6 +28,7 @@ fn definition(table: Table) -> Definition {
         Table::Forwards => "forwards",
         Table::Orphans => "orphans",
         Table::Reserved => "reserved",
+        Table::Doomed => "doomed",
     })
 }
 
