@@ -39,7 +39,9 @@ fn watch(source: &Arc<MemoryDisk>, destination: &Arc<MemoryDisk>, config: Mirror
     let mirror = Mirror::new(source.clone(), destination.clone(), Bitmap::heap(0).unwrap(), config).unwrap();
     let (tell, phases) = channel();
     let tell = Mutex::new(tell);
-    mirror.on_phase(move |phase| drop(tell.lock().unwrap().send(phase)));
+    mirror.on_phase(move |phase| {
+        let _ = tell.lock().unwrap().send(phase);
+    });
     Watched { mirror, phases }
 }
 
@@ -318,10 +320,10 @@ fn an_appended_cut_and_extended_file_arrives() {
     let destination = Arc::new(MemoryDisk::new("destination", 0));
     let watched = watch(&source, &destination, config(Mode::Auto));
     let mirror = &watched.mirror;
+    call(&**mirror, write(0, vec![4; 3000])).unwrap();
     // Before the start a resize has to wait: the size to begin with must not change.
     let (tell, told) = channel();
     mirror.submit(Request::Resize { size: 10 }, Box::new(move |result| tell.send(result).unwrap()));
-    call(&**mirror, write(0, vec![4; 3000])).unwrap();
     assert!(told.try_recv().is_err());
     mirror.start(source.size());
     told.recv().unwrap().unwrap();

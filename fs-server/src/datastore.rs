@@ -209,7 +209,7 @@ impl Datastore {
             posix(e.raw_os_error().unwrap_or(EIO), format!("open the data of file {file}"))
         };
         let (opened, fresh) = match self.data.open(file, false).map_err(io)? {
-            Some(open) => (open, None),
+            Some(open) => (open, false),
             None => {
                 let owner = self.owner(&self.meta.snapshot(), file)?;
                 self.check_owner(file, owner, incoming)?;
@@ -218,7 +218,7 @@ impl Datastore {
                     return Ok(None);
                 }
                 match self.data.open(file, true).map_err(io)? {
-                    Some(open) => (open, Some(owner)),
+                    Some(open) => (open, true),
                     None => return Ok(None),
                 }
             }
@@ -235,7 +235,16 @@ impl Datastore {
         let owner = match *cached {
             Some(owner) => owner,
             None => {
-                let owner = fresh.map_or_else(|| self.owner(&self.meta.snapshot(), file), Ok)?;
+                let owner = match self.owner(&self.meta.snapshot(), file) {
+                    Ok(owner) => owner,
+                    Err(error) => {
+                        // It went between the look and the making of its data.
+                        if fresh && let Err(e) = self.data.remove(file) {
+                            tracing::warn!(%file, "remove the data of what is gone: {e}");
+                        }
+                        return Err(error);
+                    }
+                };
                 *cached = Some(owner);
                 owner
             }

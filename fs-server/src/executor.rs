@@ -4,6 +4,7 @@
 use std::sync::{Arc, mpsc};
 
 use proto::ops::moves::{MoveRecord, MoveSide, MoveState};
+use proto::ops::session::OpenMode;
 use proto::ops::{Done, Reply, Request};
 use proto::{FileId, Generation, Position, RequestId, WireError};
 
@@ -196,6 +197,12 @@ impl Worker {
         if request.once() {
             txn.write(Table::Replies, key, &(reply.code(), reply.body()));
             forget_replies(&mut txn, session.generation, settled_below)?;
+        }
+        if let (Request::Create(ask), Reply::Create(created)) = (request, &reply)
+            && !created.existed
+            && ask.open != OpenMode::Closed
+        {
+            session.set_open(created.attr.file, ask.open);
         }
         let changes = txn.into_changes();
         outer.absorb(changes);

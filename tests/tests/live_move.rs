@@ -153,7 +153,8 @@ fn fio_with_verification_runs_through_ten_moves() {
     let (mut here, mut there) = ("ds1", "ds2");
     for round in 0..10 {
         let fio = Command::new("fio")
-            .args(["--name=verify", "--rw=randwrite", "--bs=4k", "--size=48m", "--io_size=64m", "--direct=1"])
+            // Each block once: a job that starts over opens its file again, by the old name.
+            .args(["--name=verify", "--rw=randwrite", "--bs=4k", "--size=64m", "--direct=1"])
             .args([
                 "--ioengine=libaio",
                 "--iodepth=8",
@@ -161,9 +162,10 @@ fn fio_with_verification_runs_through_ten_moves() {
                 "--verify_fatal=1",
                 "--do_verify=1",
             ])
-            .args(["--verify_backlog=4096", "--rate_iops=20000", "--output-format=normal"])
+            .args(["--verify_backlog=4096", "--rate_iops=8000", "--output-format=normal"])
             .arg(format!("--randseed={}", 100 + round))
             .arg(format!("--filename={}", lab.arg(&format!("{here}/f"))))
+            .current_dir(lab.root())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

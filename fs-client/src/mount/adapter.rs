@@ -5,31 +5,29 @@ use std::future::Future;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use block_mirror::Request as DiskRequest;
+use bytes::Bytes;
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
     INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
     RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
     ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite,
     ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use proto::FileId;
-use proto::ops::names::{Attr, FileKind, MAX_NAME, Name, NewNode, SetAttr};
+use proto::ops::names::{FileKind, MAX_NAME, Name, NewNode, SetAttr};
 use tokio::runtime::Handle;
 use tracing::warn;
 
+use super::answers::{GENERATION, TTL, answer_attr, answer_empty, answer_entry, answer_xattr, refuse};
 use super::convert;
 use super::data::fallocate_request;
 use super::names::{Maker, RenamePair};
 use super::view::{Outcome, View};
 use crate::nodes::{Access, handle_access, new_handle};
 
-/// Nothing is kept by the kernel without asking: other hosts change the same files.
-const TTL: Duration = Duration::ZERO;
-/// Ids are never used twice, so one generation is enough.
-const GENERATION: Generation = Generation(0);
 /// Longest read or write that the kernel sends.
 const MAX_IO: u32 = 1 << 20;
 /// Asynchronous requests that the kernel keeps in flight.
@@ -37,11 +35,6 @@ const MAX_BACKGROUND: u16 = 512;
 /// Entries asked of the server for one call of the kernel.
 const LIST_BATCH: u32 = 256;
 const LIST_PLUS_BATCH: u32 = 64;
-
-/// The errno as fuser wants it.
-pub fn refuse(errno: i32) -> Errno {
-    Errno::from_i32(errno)
-}
 
 pub struct Adapter {
     view: Arc<View>,
@@ -54,36 +47,6 @@ fn id(ino: INodeNo) -> FileId {
 
 fn maker(request: &Request, mode: u32) -> Maker {
     Maker { uid: request.uid(), gid: request.gid(), mode: convert::permissions(mode) }
-}
-
-fn answer_entry(reply: ReplyEntry, outcome: Outcome<Attr>) {
-    match outcome {
-        Ok(attr) => reply.entry(&TTL, &convert::file_attr(&attr), GENERATION),
-        Err(e) => reply.error(refuse(e)),
-    }
-}
-
-fn answer_attr(reply: ReplyAttr, outcome: Outcome<Attr>) {
-    match outcome {
-        Ok(attr) => reply.attr(&TTL, &convert::file_attr(&attr)),
-        Err(e) => reply.error(refuse(e)),
-    }
-}
-
-fn answer_empty(reply: ReplyEmpty, outcome: Outcome<()>) {
-    match outcome {
-        Ok(()) => reply.ok(),
-        Err(e) => reply.error(refuse(e)),
-    }
-}
-
-fn answer_xattr(reply: ReplyXattr, outcome: Outcome<Vec<u8>>, room: u32) {
-    match outcome {
-        Ok(value) if room == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() > room as usize => reply.error(Errno::ERANGE),
-        Ok(value) => reply.data(&value),
-        Err(e) => reply.error(refuse(e)),
-    }
 }
 
 /// How regular files are opened: past the page cache, writes to one file in parallel, and without
@@ -362,12 +325,24 @@ impl Filesystem for Adapter {
         _: FileHandle,
         offset: u64,
         data: &[u8],
-        _: WriteFlags,
+        flags: WriteFlags,
         _: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.view.write(id(ino), offset, data, reply);
+        let (file, data) = (id(ino), Bytes::copy_from_slice(data));
+        let privileged = || self.view.node(file).is_ok_and(|node| node.is_privileged());
+        if !flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) || !privileged() {
+            return self.view.write(file, offset, data, reply);
+        }
+        let view = self.view.clone();
+        self.task(
+            move |view| async move { view.drop_privileges(file).await },
+            move |outcome| match outcome {
+                Ok(()) => view.write(file, offset, data, reply),
+                Err(e) => reply.error(refuse(e)),
+            },
+        );
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
@@ -397,12 +372,17 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        reply.opened(FileHandle(0), FopenFlags::empty());
+        reply.opened(FileHandle(new_handle(Access::Read)), FopenFlags::empty());
     }
 
-    fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        self.view.listings.remove(&fh.0);
+        reply.ok();
+    }
+
+    fn readdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         self.task(
-            move |view| async move { view.list(id(ino), offset, LIST_BATCH).await },
+            move |view| async move { view.list(id(ino), fh.0, offset, LIST_BATCH).await },
             move |outcome| {
                 let entries = match outcome {
                     Ok(entries) => entries,
@@ -423,13 +403,13 @@ impl Filesystem for Adapter {
         &self,
         _: &Request,
         ino: INodeNo,
-        _: FileHandle,
+        fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
         let view = self.view.clone();
         self.task(
-            move |view| async move { view.list(id(ino), offset, LIST_PLUS_BATCH).await },
+            move |view| async move { view.list(id(ino), fh.0, offset, LIST_PLUS_BATCH).await },
             move |outcome| {
                 let entries = match outcome {
                     Ok(entries) => entries,

@@ -32,8 +32,19 @@ impl View {
             return node.call(GetAttr { file }).await.map_err(errno);
         }
         let attr = node.call(change).await.map_err(errno)?;
+        node.seen(&attr);
         ticket.changed(&[file], &[]);
         Ok(attr)
+    }
+
+    /// Before a write by an ordinary user: the set-user-id bit goes, and the set-group-id bit of
+    /// what a group may execute.
+    pub async fn drop_privileges(&self, file: FileId) -> Outcome<()> {
+        let mode = self.getattr(file).await?.mode;
+        let set_group_id = if mode & 0o010 != 0 { 0o2000 } else { 0 };
+        let mode = Some(mode & !(0o4000 | set_group_id));
+        let change = SetAttr { file, mode, uid: None, gid: None, atime: None, mtime: None };
+        self.setattr(change, None).await.map(drop)
     }
 
     /// Space of the datastore that keeps `file`; for the mount's root, of all that can be reached.

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use block_mirror::{Completion, Disk, DiskError, DiskResult, Request, Response};
+use bytes::Bytes;
 use fuser::{ReplyData, ReplyEmpty, ReplyWrite};
 use proto::FileId;
 use proto::ops::names::GetAttr;
 use tokio::sync::oneshot;
 use tracing::warn;
 
-use super::adapter::refuse;
+use super::answers::refuse;
 use super::view::{Outcome, View, errno};
 use crate::nodes::{Access, Node};
 
@@ -50,13 +51,12 @@ impl View {
     }
 
     /// Answered from the completion; the calling thread goes on at once.
-    pub fn write(&self, file: FileId, offset: u64, data: &[u8], reply: ReplyWrite) {
+    pub fn write(&self, file: FileId, offset: u64, data: Bytes, reply: ReplyWrite) {
         let node = match self.node(file) {
             Ok(node) => node,
             Err(e) => return reply.error(refuse(e)),
         };
         let len = data.len() as u32;
-        let data = bytes::Bytes::copy_from_slice(data);
         node.slot().submit(
             Request::Write { offset, data, digest: None, fua: false },
             Box::new(move |result| match result {

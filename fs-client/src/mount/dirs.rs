@@ -2,7 +2,8 @@
 //!
 //! The kernel goes on behind an offset that each entry carries: 1 and 2 are "." and "..", entry
 //! with the server's cookie c is c + 2. Cookies stay while the entry lives, so a listing that takes
-//! many calls misses and doubles nothing that is there all the time.
+//! many calls misses and doubles nothing that is there all the time. It ends where the directory
+//! ended when it began (or was rewound), so that it ends at all while entries are being made.
 
 use proto::FileId;
 use proto::ops::names::{Attr, FileKind, Name, ReadDir};
@@ -26,7 +27,7 @@ pub struct Listed {
 
 impl View {
     /// Entries behind `offset`, at most about `max` of them; none at the end.
-    pub async fn list(&self, directory: FileId, offset: u64, max: u32) -> Outcome<Vec<Listed>> {
+    pub async fn list(&self, directory: FileId, handle: u64, offset: u64, max: u32) -> Outcome<Vec<Listed>> {
         if directory == FileId::MOUNT_ROOT {
             return Ok(self.list_root(offset));
         }
@@ -36,7 +37,13 @@ impl View {
         let page = node.call(ReadDir { dir: directory, after, max }).await.map_err(errno)?;
         // The server knows nothing above its own root.
         let parent = if page.parent == directory { FileId::MOUNT_ROOT } else { page.parent };
-        let entries = page.entries.into_iter().map(|entry| Listed {
+        if offset == 0 {
+            self.listings.insert(handle, page.next_cookie + PARENT_OFFSET);
+        }
+        // A successor of the process that began the listing goes on without an end.
+        let limit = self.listings.get(&handle).map_or(u64::MAX, |limit| *limit);
+        let listed = page.entries.into_iter().take_while(|entry| entry.cookie + PARENT_OFFSET < limit);
+        let entries = listed.map(|entry| Listed {
             offset: entry.cookie + PARENT_OFFSET,
             name: entry.name,
             id: entry.attr.file,

@@ -6,6 +6,7 @@
 //! attributes are tasks of a small runtime. No FUSE thread ever waits.
 
 mod adapter;
+mod answers;
 mod attrs;
 mod convert;
 mod data;
@@ -30,8 +31,8 @@ use crate::nodes::Files;
 
 /// Threads of the runtime that names and attributes are looked after by.
 const NAME_WORKERS: usize = 2;
-/// What the kernel shows as the type of the file system.
-const FS_TYPE: &str = "fuse.godwit";
+/// What the kernel shows as the source of the mount.
+const FS_NAME: &str = "godwit";
 
 /// Where and how to mount.
 #[derive(Clone, Debug)]
@@ -70,8 +71,7 @@ impl Mount {
         let adapter = Adapter::new(View::new(files), runtime.handle().clone());
         let mut options = Config::default();
         options.mount_options = vec![
-            MountOption::FSName("godwit".into()),
-            MountOption::Subtype("godwit".into()),
+            MountOption::FSName(FS_NAME.into()),
             MountOption::DefaultPermissions,
         ];
         options.acl = SessionACL::All;
@@ -156,10 +156,11 @@ fn is_ours(path: &Path) -> bool {
         .lines()
         .filter_map(|line| {
             let mut fields = line.split(' ');
-            Some((fields.nth(1)?, fields.next()?))
+            let (source, at, kind) = (fields.next()?, fields.next()?, fields.next()?);
+            Some((at, source == FS_NAME && kind.starts_with("fuse")))
         })
         .rfind(|(at, _)| unescape(at) == path.as_os_str().as_encoded_bytes());
-    top.is_some_and(|(_, kind)| kind == FS_TYPE)
+    top.is_some_and(|(_, ours)| ours)
 }
 
 /// Undo the octal escapes of /proc/self/mounts.

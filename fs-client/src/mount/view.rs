@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use dashmap::DashMap;
 use proto::FileId;
 use tracing::debug;
 
@@ -18,11 +19,13 @@ pub struct View {
     pub files: Arc<Files>,
     /// The mount root's times.
     pub born: SystemTime,
+    /// By handle of an open directory: the offset at which its listing ends.
+    pub listings: DashMap<u64, u64>,
 }
 
 impl View {
     pub fn new(files: Arc<Files>) -> Arc<View> {
-        Arc::new(View { files, born: SystemTime::now() })
+        Arc::new(View { files, born: SystemTime::now(), listings: DashMap::new() })
     }
 
     /// The node behind a number that the kernel was given.

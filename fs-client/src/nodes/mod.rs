@@ -124,6 +124,7 @@ impl Files {
         let node = entry.clone();
         node.counts().lookups += 1;
         drop(entry);
+        node.seen(attr);
         if !Arc::ptr_eq(&node.home(), home) {
             info!(file = %attr.file, to = home.name(), "found on another datastore than before");
             node.set_home(home.clone());

@@ -1,12 +1,13 @@
 //! A file, directory or other inode in use on this host.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use block_mirror::DiskSlot;
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard, RwLock};
-use proto::ops::names::FileKind;
+use proto::ops::names::{Attr, FileKind};
 use proto::ops::session::{OpenMode, SetOpen};
 use proto::ops::{Operation, Request};
 use proto::{FileId, WireError};
@@ -22,6 +23,9 @@ const ARRIVAL_RETRY: Duration = Duration::from_millis(50);
 /// How often, before its word that it does not have the file is believed.
 const ARRIVAL_TRIES: u32 = 200;
 
+/// S_ISUID and S_ISGID.
+const SET_ID: u16 = 0o6000;
+
 /// One inode. Its id is its name on the wire, to the kernel, and in `st_ino`.
 pub struct Node {
     files: Weak<Files>,
@@ -30,6 +34,8 @@ pub struct Node {
     home: RwLock<Arc<Datastore>>,
     slot: OnceLock<DiskSlot>,
     counts: Mutex<Counts>,
+    /// The set-id bits were set when the mode was last seen.
+    privileged: AtomicBool,
     /// Held while a declaration is under way: they reach the server one after the other.
     pub(super) declaring: tokio::sync::Mutex<()>,
 }
@@ -78,6 +84,7 @@ impl Node {
                 writers: 0,
                 declared: OpenMode::Closed,
             }),
+            privileged: AtomicBool::new(false),
             declaring: tokio::sync::Mutex::new(()),
         })
     }
@@ -128,6 +135,16 @@ impl Node {
             let home = self.home();
             DiskSlot::new(home.disk(self.id, None, Channel::Io, format!("{}/{}", home.name(), self.id)))
         })
+    }
+
+    /// Attributes of it have been seen.
+    pub(crate) fn seen(&self, attr: &Attr) {
+        self.privileged.store(attr.mode & SET_ID != 0, Ordering::Relaxed);
+    }
+
+    /// Whether it runs as somebody else: a write by an ordinary user must take that away first.
+    pub(crate) fn is_privileged(&self) -> bool {
+        self.privileged.load(Ordering::Relaxed)
     }
 
     /// The strongest mode among the kernel's open handles.

@@ -51,7 +51,7 @@ pub fn read_dir(tables: &dyn Tables, complete: Complete, ask: &ReadDir) -> Resul
         let attr = complete(tables.inode(entry.file)?.attr(entry.file))?;
         entries.push(DirEntry { name, cookie, attr });
     }
-    Ok(DirPage { entries, end, parent: dir.parent })
+    Ok(DirPage { entries, end, parent: dir.parent, next_cookie: dir.next_cookie })
 }
 
 fn page(tables: &dyn Tables, dir: FileId, after: u64, max: usize) -> Result<Vec<(u64, Name)>, WireError> {

@@ -32,6 +32,7 @@ pub fn halt_at(step: &'static str) {
     let wanted = WANTED.get_or_init(|| std::env::var("GODWIT_HALT_AT").ok());
     if wanted.as_deref() == Some(step) && !STOPPED.swap(true, Ordering::SeqCst) {
         tracing::warn!(step, "halting as GODWIT_HALT_AT asks");
-        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
+        // To this thread: it must not get a step further before the process stands still.
+        let _ = signal_hook::low_level::raise(libc::SIGSTOP);
     }
 }

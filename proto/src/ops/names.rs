@@ -168,6 +168,9 @@ pub struct DirPage {
     pub end: bool,
     /// The directory's own parent (itself for the root).
     pub parent: FileId,
+    /// What the next new entry will have as its cookie: a listing that stops there ends even when
+    /// entries are made faster than they are listed.
+    pub next_cookie: u64,
 }
 
 /// One entry of a directory.

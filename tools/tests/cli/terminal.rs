@@ -73,7 +73,7 @@ fn a_bar_shows_the_move() {
     let host = moving(vec![]);
     let mut terminal = Terminal::dsmove(&host, "");
     let drawn = terminal.until("]  25%");
-    let bar = "vm42 from ds1 to ds2: bulk       [=========>                              ]  25%";
+    let bar = "vm42 from ds1 to ds2: bulk       [==========>                             ]  25%";
     assert!(drawn.ends_with(bar), "{drawn:?}");
     terminal.until("1.0 GiB of 4.0 GiB, 100.0 MiB/s, ETA 0:31, dirty 2.0 MiB/s");
     terminal.press(CTRL_C);
