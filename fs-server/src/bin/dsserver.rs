@@ -1,5 +1,6 @@
 //! `dsserver`: serves a datastore from a directory on local storage.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -48,7 +49,7 @@ struct Run {
 fn main() -> ExitCode {
     let Cli { command: Command::Run(run) } = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
     let file = match run.config.as_deref().map(config::read).transpose() {
         Ok(file) => file.unwrap_or_default(),
         Err(message) => return usage(&message),

@@ -124,6 +124,51 @@ impl Copies {
         Bitmap::mapped(&self.bitmaps.join(format!("{:016x}.dirty", id.0)), bits)
     }
 
+    /// While the tree's names are held: take in a file that came since the tree was listed. Its
+    /// requests are held and have ended when this returns.
+    pub async fn add_held(&self, entry: &TreeEntry) -> Result<(), ApiError> {
+        self.add(entry)?;
+        let (tell, told) = oneshot::channel();
+        if let Some(copy) = self.all.lock().get(&entry.attr.file) {
+            copy.pinned.slot().hold();
+            copy.pinned.slot().on_drained(move || {
+                let _ = tell.send(());
+            });
+        }
+        let _ = told.await;
+        Ok(())
+    }
+
+    /// Copy a file that was taken in by [`Copies::add_held`], now of `size` bytes, to the end.
+    pub async fn copy_held(&self, id: FileId, size: u64) -> Result<(), ApiError> {
+        let mirror = {
+            let mut all = self.all.lock();
+            let Some(copy) = all.get_mut(&id) else { return Ok(()) };
+            copy.started = true;
+            copy.pinned.slot().swap(copy.mirror.clone());
+            copy.mirror.clone()
+        };
+        let (tell, told) = oneshot::channel();
+        let tell = Mutex::new(Some(tell));
+        mirror.on_phase(move |phase| {
+            if phase == Phase::Synced || phase.is_over() {
+                let _ = tell.lock().take().map(|tell| tell.send(()));
+            }
+        });
+        mirror.start(size);
+        let _ = told.await;
+        self.failure().map_or(Ok(()), Err)
+    }
+
+    /// While requests are held: a file has left the tree and goes on with the source.
+    pub fn let_go(&self, id: FileId) {
+        if let Some(copy) = self.all.lock().remove(&id) {
+            copy.mirror.cancel();
+            copy.pinned.slot().swap(copy.source.clone());
+            copy.pinned.slot().release();
+        }
+    }
+
     /// Let copying begin: the file's size is asked for once nothing is in flight past the mirror.
     fn begin(&self, id: FileId, copy: &Copy) {
         let (from, mirror, stuck) = (self.from.clone(), copy.mirror.clone(), self.stuck.clone());

@@ -36,10 +36,33 @@ use super::tree::{Difference, Manifest};
 const TICK: Duration = Duration::from_millis(20);
 /// Entries put on the destination in one request.
 const PUT_BATCH: usize = 500;
+/// Bytes of entries put on the destination in one request, about.
+const PUT_BYTES: usize = 512 << 10;
 /// Attempts at the switchover before the move is given up.
 const ATTEMPTS: u32 = 50;
 /// How long undoing waits for a datastore that is away before it leaves the rest to recovery.
 const UNDO_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Entries in groups that each fit into one request.
+fn batches(entries: Vec<TreeEntry>) -> Vec<Vec<TreeEntry>> {
+    let weight = |e: &TreeEntry| {
+        let xattrs: usize = e.xattrs.iter().map(|(name, value)| name.0.len() + value.0.len() + 8).sum();
+        e.name.0.len() + e.target.as_ref().map_or(0, |t| t.0.len()) + xattrs + 128
+    };
+    let (mut out, mut bytes) = (vec![Vec::new()], 0);
+    for entry in entries {
+        let batch = out.last_mut().expect("there is always one");
+        bytes += weight(&entry);
+        if batch.len() >= PUT_BATCH || (bytes > PUT_BYTES && !batch.is_empty()) {
+            bytes = weight(&entry);
+            out.push(vec![entry]);
+        } else {
+            batch.push(entry);
+        }
+    }
+    out.retain(|batch| !batch.is_empty());
+    out
+}
 
 /// What administrators ask of a running move.
 #[derive(Clone, Debug, Default)]
@@ -207,10 +230,12 @@ impl Job {
     ) -> Result<(), ApiError> {
         set.insert(listed.ids());
         // Listed again now that changes are being watched: nothing can slip in between.
-        let mut told = Manifest::default();
+        let told = Arc::new(Mutex::new(Manifest::default()));
         self.report.enter(MovePhase::Bulk);
         for attempt in 0..ATTEMPTS {
-            told = self.bring_up_to_date(set, copies, told).await?;
+            let known = told.lock().clone();
+            let now = self.bring_up_to_date(set, copies, known).await?;
+            *told.lock() = now;
             if attempt == 0 {
                 halt_at("move-after-put");
             }
@@ -271,8 +296,8 @@ impl Job {
     pub(super) async fn tell(&self, difference: &Difference) -> Result<(), CallError> {
         let root = self.target.root.file;
         let entries: Vec<TreeEntry> = difference.puts.iter().map(|e| self.as_incoming(e, root)).collect();
-        for batch in entries.chunks(PUT_BATCH) {
-            self.target.to.call(IncomingPut { id: self.id, entries: batch.to_vec() }).await?;
+        for batch in batches(entries) {
+            self.target.to.call(IncomingPut { id: self.id, entries: batch }).await?;
         }
         for batch in difference.removals.chunks(PUT_BATCH) {
             self.target.to.call(IncomingRemove { id: self.id, names: batch.to_vec() }).await?;

@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use fs_client::{CallError, MovingSet};
 use parking_lot::Mutex;
-use proto::Generation;
+use proto::{FileId, Generation, WireError};
 use proto::control::{ApiError, MovePhase};
 use proto::ops::moves::{IncomingPublish, IncomingSeal, MoveCommit};
-use proto::ops::names::{FileKind, Name};
+use proto::ops::names::{Name, TreeEntry};
 use tokio::process::Command;
 use tracing::{error, info};
 
@@ -29,6 +29,10 @@ use super::tree::Manifest;
 
 /// How long guest I/O may be held before the commit; then the switchover is put off.
 const HOLD_LIMIT: Duration = Duration::from_secs(2);
+/// Most bytes, and files, that may be copied while guest I/O is held, because they came to be after
+/// the tree was listed.
+const LATE_BYTES: u64 = 4 << 20;
+const LATE_FILES: usize = 64;
 /// Pause between attempts at a step that must succeed after the commit.
 const FORWARD_RETRY: Duration = Duration::from_millis(200);
 const EAGAIN: i32 = 11;
@@ -41,7 +45,7 @@ pub struct SwitchContext {
     /// The mirrored files.
     pub copies: Arc<Copies>,
     /// The tree as the destination knows it.
-    pub told: Manifest,
+    pub told: Arc<Mutex<Manifest>>,
 }
 
 /// How an attempt at the switchover ended, when the move can go on.
@@ -53,6 +57,12 @@ pub enum Attempt {
 }
 
 type Outcome = Result<Attempt, ApiError>;
+
+/// Regular files among what has arrived in the tree.
+fn late_files(now: &Manifest, arrived: &[FileId]) -> Vec<TreeEntry> {
+    let files = now.regular_files();
+    arrived.iter().filter_map(|id| files.get(id).map(|e| TreeEntry::clone(e))).collect()
+}
 
 impl Job {
     /// Have the kernel rename the root; the handler runs [`Job::switch`].
@@ -138,22 +148,36 @@ impl Job {
         let SwitchContext { set, copies, told } = context;
         copies.drained().await;
         set.drained().await;
+        let step = |what: &str, e: &CallError| step_failed(&format!("{what} {}", self.target.to_label()), e);
+        let mut now = self.list_source().await?;
+        let known = told.lock().clone();
+        let difference = known.difference(&now);
+        difference.departed.iter().for_each(|id| copies.let_go(*id));
         if !copies.ready() {
             return Ok(Err("writes to the destination failed meanwhile".into()));
         }
-        let step = |what: &str, e: &CallError| step_failed(&format!("{what} {}", self.target.to_label()), e);
-        let now = list_tree(&self.target.from, self.target.root.file)
-            .await
-            .map_err(|e| step("list the source of", &e))?;
-        let difference = told.difference(&now);
-        let files = now.regular_files();
-        if difference.arrived.iter().any(|id| files.contains_key(id)) || !difference.departed.is_empty() {
-            return Ok(Err("files came or went".into()));
+        let late = late_files(&now, &difference.arrived);
+        if late.iter().map(|e| e.attr.size).sum::<u64>() > LATE_BYTES || late.len() > LATE_FILES {
+            return Ok(Err("files came".into()));
         }
-        debug_assert!(now.entries().filter(|e| e.attr.kind == FileKind::File).count() >= files.len());
-        self.tell(&difference).await.map_err(|e| step("bring up to date", &e))?;
+        if !late.is_empty() {
+            for entry in &late {
+                copies.add_held(entry).await?;
+            }
+            // With what was still in flight to them.
+            now = self.list_source().await?;
+        }
+        *told.lock() = known.on_the_way_to(&now);
+        self.tell(&known.difference(&now)).await.map_err(|e| step("bring up to date", &e))?;
+        *told.lock() = now.clone();
+        for entry in late_files(&now, &difference.arrived) {
+            copies.copy_held(entry.attr.file, entry.attr.size).await?;
+        }
         if let Err(e) = copies.flush_destinations().await {
             return Ok(Err(format!("flush {}: {e}", self.target.to.name())));
+        }
+        if !copies.ready() {
+            return Ok(Err("a flush found writes missing on the destination".into()));
         }
         halt_at("move-after-flush");
         self.target.to.call(IncomingSeal { id: self.id }).await.map_err(|e| step("seal", &e))?;
@@ -161,20 +185,32 @@ impl Job {
         Ok(Ok(()))
     }
 
+    async fn list_source(&self) -> Result<Manifest, ApiError> {
+        list_tree(&self.target.from, self.target.root.file)
+            .await
+            .map_err(|e| step_failed(&format!("list {}", self.target.from_label()), &e))
+    }
+
     /// The commit point and what must follow it.
     async fn commit(&self, context: &SwitchContext) -> Outcome {
-        let record = self
-            .target
-            .from
-            .call(MoveCommit { id: self.id })
-            .await
-            .map_err(|e| step_failed(&format!("commit on {}", self.target.from.name()), &e))?;
+        let record = loop {
+            match self.target.from.call(MoveCommit { id: self.id }).await {
+                Ok(record) => break record,
+                // Its metadata store broke in the middle: only after its restart is it known
+                // whether the record is durable, and until then nothing may go on.
+                Err(e @ CallError::Wire(WireError::Failed { .. })) => {
+                    error!(id = %self.id, "commit on {}: {e}; guest I/O waits", self.target.from.name());
+                    tokio::time::sleep(FORWARD_RETRY).await;
+                }
+                Err(e) => return Err(step_failed(&format!("commit on {}", self.target.from.name()), &e)),
+            }
+        };
         self.committed.store(true, Ordering::SeqCst);
         halt_at("move-after-commit");
         self.publish(record.generation).await;
         halt_at("move-after-publish");
         context.copies.swap_to_destination();
-        for entry in context.told.entries() {
+        for entry in context.told.lock().entries() {
             if let Some(node) = self.around.files.node(entry.attr.file) {
                 node.set_home(self.target.to.clone());
             }

@@ -14,6 +14,8 @@ pub struct Manifest {
     entries: BTreeMap<(FileId, Name), TreeEntry>,
     /// Parents before children, as listed.
     order: Vec<(FileId, Name)>,
+    /// Names of which it is not known how, or whether, the destination has them.
+    unsure: BTreeSet<(FileId, Name)>,
 }
 
 /// What must be told to the destination so that it has a newer state of the tree.
@@ -43,7 +45,7 @@ impl Manifest {
     pub fn new(listing: Vec<TreeEntry>) -> Self {
         let order = listing.iter().map(|e| (e.parent, e.name.clone())).collect();
         let entries = listing.into_iter().map(|e| ((e.parent, e.name.clone()), e)).collect();
-        Self { entries, order }
+        Self { entries, order, unsure: BTreeSet::new() }
     }
 
     /// Entries, parents before children.
@@ -77,13 +79,32 @@ impl Manifest {
             .find(|e| e.attr.kind != FileKind::Directory && e.attr.nlink > names[&e.attr.file])
     }
 
+    /// What the destination may have while it is being told of `newer`: every name of either state,
+    /// each of them in doubt where the two differ.
+    pub fn on_the_way_to(&self, newer: &Manifest) -> Manifest {
+        let mut between = self.clone();
+        for entry in newer.entries() {
+            let key = (entry.parent, entry.name.clone());
+            if !self.entries.get(&key).is_some_and(|old| same(old, entry)) {
+                between.unsure.insert(key.clone());
+            }
+            if between.entries.insert(key.clone(), entry.clone()).is_none() {
+                between.order.push(key);
+            }
+        }
+        between
+    }
+
     /// What leads from `self` to `newer`.
     pub fn difference(&self, newer: &Manifest) -> Difference {
         let (before, after) = (self.ids(), newer.ids());
         Difference {
             puts: newer
                 .entries()
-                .filter(|e| !self.entries.get(&(e.parent, e.name.clone())).is_some_and(|old| same(old, e)))
+                .filter(|e| {
+                    let key = (e.parent, e.name.clone());
+                    self.unsure.contains(&key) || !self.entries.get(&key).is_some_and(|old| same(old, e))
+                })
                 .cloned()
                 .collect(),
             removals: self
@@ -188,6 +209,22 @@ mod tests {
         let old = Manifest::new(base());
         let diff = old.difference(&Manifest::new(base()[..2].to_vec()));
         assert_eq!(diff.removals, [(FileId(4), Name::from("b")), (FileId(2), Name::from("sub"))]);
+    }
+
+    #[test]
+    fn what_may_have_been_told_is_told_again_and_taken_back() {
+        let told = Manifest::new(base());
+        let mut listing = base();
+        listing.push(entry(4, "passing", 7, FileKind::File, 2));
+        listing[1] = entry(2, "a", 3, FileKind::File, 5);
+        let attempted = Manifest::new(listing);
+        let between = told.on_the_way_to(&attempted);
+        let diff = between.difference(&Manifest::new(base()));
+        assert_eq!(diff.removals, [(FileId(4), Name::from("passing"))], "it may be there");
+        assert_eq!(diff.puts.iter().map(|e| e.attr.file.0).collect::<Vec<_>>(), [3], "which state is unknown");
+        let diff = between.difference(&attempted);
+        assert_eq!(diff.puts.iter().map(|e| e.attr.file.0).collect::<Vec<_>>(), [3, 7]);
+        assert!(diff.removals.is_empty());
     }
 
     #[test]
