@@ -282,7 +282,8 @@ impl Worker {
                 Ok(Reply::MoveAbort(Done {}))
             }
             Request::IncomingSeal(ask) => {
-                let record = self.transact(host, |ctx, txn, effects| incoming::seal(ctx, txn, ask, effects))?;
+                let record =
+                    self.transact(host, |ctx, txn, effects| incoming::seal(ctx, txn, ask, effects))?;
                 halt_at("seal-after-durable");
                 Ok(Reply::IncomingSeal(record))
             }

@@ -162,7 +162,8 @@ fn fio(lab: &Lab, filename: &str, seed: u64, more: &[&str]) -> Command {
 }
 
 fn must_verify(what: &str, output: std::process::Output) {
-    let words = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let words =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && words.contains("err= 0"), "{what}: {words}");
 }
 

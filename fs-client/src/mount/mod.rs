@@ -70,10 +70,7 @@ impl Mount {
             .build()?;
         let adapter = Adapter::new(View::new(files), runtime.handle().clone());
         let mut options = Config::default();
-        options.mount_options = vec![
-            MountOption::FSName(FS_NAME.into()),
-            MountOption::DefaultPermissions,
-        ];
+        options.mount_options = vec![MountOption::FSName(FS_NAME.into()), MountOption::DefaultPermissions];
         options.acl = SessionACL::All;
         options.n_threads = Some(config.threads.max(1));
         let session = Session::new(adapter, &path, &options)?.spawn()?;

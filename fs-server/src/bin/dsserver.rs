@@ -49,7 +49,11 @@ struct Run {
 fn main() -> ExitCode {
     let Cli { command: Command::Run(run) } = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
     let file = match run.config.as_deref().map(config::read).transpose() {
         Ok(file) => file.unwrap_or_default(),
         Err(message) => return usage(&message),

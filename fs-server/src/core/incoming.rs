@@ -83,11 +83,7 @@ fn open_record(txn: &mut Txn, id: MoveId) -> Result<MoveRecord, WireError> {
 }
 
 /// Add or update inodes and names.
-pub fn put_entries(
-    ctx: &Context,
-    txn: &mut Txn,
-    ask: &IncomingPut,
-) -> Result<(), WireError> {
+pub fn put_entries(ctx: &Context, txn: &mut Txn, ask: &IncomingPut) -> Result<(), WireError> {
     let record = open_record(txn, ask.id)?;
     for entry in &ask.entries {
         put_entry(ctx, txn, &record, entry)?;
@@ -95,12 +91,7 @@ pub fn put_entries(
     Ok(())
 }
 
-fn put_entry(
-    ctx: &Context,
-    txn: &mut Txn,
-    record: &MoveRecord,
-    entry: &TreeEntry,
-) -> Result<(), WireError> {
+fn put_entry(ctx: &Context, txn: &mut Txn, record: &MoveRecord, entry: &TreeEntry) -> Result<(), WireError> {
     let (file, attr) = (entry.attr.file, &entry.attr);
     let root = file == record.root;
     let there = txn.find_inode(file)?;
@@ -161,12 +152,7 @@ fn put_entry(
 }
 
 /// A directory has one name: one that comes again under another has lost the old one.
-fn forget_old_name(
-    ctx: &Context,
-    txn: &mut Txn,
-    dir: FileId,
-    entry: &TreeEntry,
-) -> Result<(), WireError> {
+fn forget_old_name(ctx: &Context, txn: &mut Txn, dir: FileId, entry: &TreeEntry) -> Result<(), WireError> {
     match txn.a_name(dir)? {
         Some((parent, name)) if (parent, &name) != (entry.parent, &entry.name) => {
             remove_entry(ctx, txn, parent, &name, true)
@@ -176,12 +162,7 @@ fn forget_old_name(
 }
 
 /// Give an incoming inode its name in an incoming directory.
-fn name_entry(
-    ctx: &Context,
-    txn: &mut Txn,
-    record: &MoveRecord,
-    entry: &TreeEntry,
-) -> Result<(), WireError> {
+fn name_entry(ctx: &Context, txn: &mut Txn, record: &MoveRecord, entry: &TreeEntry) -> Result<(), WireError> {
     let file = entry.attr.file;
     let parent = txn.find_inode(entry.parent)?;
     if parent.is_none_or(|p| p.incoming != Some(record.id) || p.kind != FileKind::Directory) {
@@ -208,13 +189,7 @@ fn name_entry(
 
 /// A name is given to another inode. Whether the one that had it has got another name will be told
 /// later, so it waits without one; what still has none when the tree is sealed goes.
-fn displace(
-    ctx: &Context,
-    txn: &mut Txn,
-    dir: FileId,
-    name: &Name,
-    file: FileId,
-) -> Result<(), WireError> {
+fn displace(ctx: &Context, txn: &mut Txn, dir: FileId, name: &Name, file: FileId) -> Result<(), WireError> {
     let mut inode = txn.find_inode(file)?.ok_or_else(|| posix(ENOENT, format!("file {file}")))?;
     let is_dir = inode.kind == FileKind::Directory;
     remove_entry(ctx, txn, dir, name, is_dir)?;

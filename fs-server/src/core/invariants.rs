@@ -87,7 +87,8 @@ fn check_inode(
     let orphan = tables.get(Table::Orphans, &super::records::file_key(file))?.is_some();
     let moving_root = |side: MoveSide| records.iter().any(|r| r.side == side && r.root == file);
     // The root of a tree that has committed, or that is incoming, has no name here.
-    let nameless_root = moving_root(MoveSide::Source) || (moving_root(MoveSide::Destination) && inode.incoming.is_some());
+    let nameless_root =
+        moving_root(MoveSide::Source) || (moving_root(MoveSide::Destination) && inode.incoming.is_some());
     let is_datastore_root = inode.parent == file;
     if inode.kind == FileKind::Directory {
         // One that an incoming tree will name again is no removed directory.
@@ -112,7 +113,9 @@ fn check_inode(
         }
     }
     if let Some(id) = inode.incoming
-        && !records.iter().any(|r| r.id == id && r.side == MoveSide::Destination && r.state < MoveState::Committed)
+        && !records
+            .iter()
+            .any(|r| r.id == id && r.side == MoveSide::Destination && r.state < MoveState::Committed)
     {
         wrong.push(format!("file {file} belongs to incoming move {id}, of which there is no record"));
     }
@@ -125,11 +128,16 @@ fn check_records(records: &[MoveRecord], inodes: &BTreeMap<FileId, Inode>, wrong
         let sound = match (record.side, record.state) {
             (MoveSide::Source, MoveState::Copying) => there.is_some_and(|i| i.incoming.is_none()),
             (MoveSide::Source, MoveState::Committed) => there.is_some(),
-            (MoveSide::Destination, MoveState::Sealed) => there.is_some_and(|i| i.incoming == Some(record.id)),
+            (MoveSide::Destination, MoveState::Sealed) => {
+                there.is_some_and(|i| i.incoming == Some(record.id))
+            }
             _ => true,
         };
         if !sound {
-            wrong.push(format!("{:?} record of move {} is {:?}, its root {} is not", record.side, record.id, record.state, record.root));
+            wrong.push(format!(
+                "{:?} record of move {} is {:?}, its root {} is not",
+                record.side, record.id, record.state, record.root
+            ));
         }
     }
 }

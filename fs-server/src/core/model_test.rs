@@ -29,7 +29,12 @@ pub(super) struct Core {
 
 impl Core {
     pub fn new(prefix: u32) -> Core {
-        let mut core = Core { tables: MemoryTables::default(), prefix, open: RefCell::default(), moving: RefCell::default() };
+        let mut core = Core {
+            tables: MemoryTables::default(),
+            prefix,
+            open: RefCell::default(),
+            moving: RefCell::default(),
+        };
         let root = core.root();
         let inode = Inode {
             kind: FileKind::Directory,
@@ -60,7 +65,10 @@ impl Core {
         FileId::datastore_root(self.prefix).expect("a good prefix")
     }
 
-    pub fn run<T>(&mut self, plan: impl FnOnce(&Context, &mut Txn) -> Result<T, WireError>) -> Result<T, WireError> {
+    pub fn run<T>(
+        &mut self,
+        plan: impl FnOnce(&Context, &mut Txn) -> Result<T, WireError>,
+    ) -> Result<T, WireError> {
         let is_open = |file| self.open.borrow().contains(&file);
         let exclusive = |_: &Name| false;
         let moving = |file| self.moving.borrow().get(&file).cloned();
@@ -85,7 +93,8 @@ impl Core {
     }
 
     pub fn find(&self, path: &[u8]) -> Option<FileId> {
-        path.iter().try_fold(self.root(), |dir, step| self.tables.entry(dir, &name(*step)).ok()?.map(|e| e.file))
+        path.iter()
+            .try_fold(self.root(), |dir, step| self.tables.entry(dir, &name(*step)).ok()?.map(|e| e.file))
     }
 
     /// Paths of everything that can be seen, with what it is.
@@ -95,7 +104,8 @@ impl Core {
         while let Some((path, dir)) = dirs.pop() {
             let complete = |attr| Ok(attr);
             let ask = proto::ops::names::ReadDir { dir, after: 0, max: 1000 };
-            for entry in listing::read_dir(&self.tables, &complete, &ask).expect("a directory lists").entries {
+            for entry in listing::read_dir(&self.tables, &complete, &ask).expect("a directory lists").entries
+            {
                 let mut below: Vec<u8> = path.clone();
                 below.push(entry.name.0[0] - b'a');
                 if entry.attr.kind == FileKind::Directory {
@@ -161,8 +171,10 @@ type Model = BTreeMap<Vec<u8>, (FileId, FileKind)>;
 
 fn step(core: &mut Core, other: &mut Core, model: &mut Model, op: &Op) {
     let kind = |model: &Model, path: &[u8]| model.get(path).map(|(_, k)| *k);
-    let is_dir = |model: &Model, path: &[u8]| path.is_empty() || kind(model, path) == Some(FileKind::Directory);
-    let has_below = |model: &Model, path: &[u8]| model.keys().any(|p| p.len() > path.len() && p.starts_with(path));
+    let is_dir =
+        |model: &Model, path: &[u8]| path.is_empty() || kind(model, path) == Some(FileKind::Directory);
+    let has_below =
+        |model: &Model, path: &[u8]| model.keys().any(|p| p.len() > path.len() && p.starts_with(path));
     match op {
         Op::Create(path, dir) => {
             let may = is_dir(model, &path[..path.len() - 1]) && !model.contains_key(path);
@@ -186,12 +198,15 @@ fn step(core: &mut Core, other: &mut Core, model: &mut Model, op: &Op) {
                 model.remove(path);
             }
         }
-        Op::Rename(from, to, no_replace, exchange) => rename(core, model, from, to, *no_replace, *exchange && !no_replace),
+        Op::Rename(from, to, no_replace, exchange) => {
+            rename(core, model, from, to, *no_replace, *exchange && !no_replace)
+        }
         Op::Link(from, to) => {
             let (step, above) = to.split_last().expect("not empty");
             let (Some(file), Some(new_parent)) = (core.find(from), core.find(above)) else { return };
             let may = is_dir(model, above) && !model.contains_key(to) && !is_dir(model, from);
-            let result = core.run(|ctx, txn| names::link(ctx, txn, &Link { file, new_parent, new_name: name(*step) }));
+            let result =
+                core.run(|ctx, txn| names::link(ctx, txn, &Link { file, new_parent, new_name: name(*step) }));
             assert_eq!(result.is_ok(), may, "link {from:?} {to:?}: {result:?}");
             if may {
                 let known = model[from];
@@ -222,17 +237,20 @@ fn rename(core: &mut Core, model: &mut Model, from: &[u8], to: &[u8], no_replace
         return;
     };
     let into_itself = moved.1 == FileKind::Directory && (below(to, from) || (to == from && false));
-    let may = dir(above) && dir(new_above) && !into_itself && match there {
-        None => !exchange,
-        Some(_) if no_replace => false,
-        Some(other) if exchange => !(other.1 == FileKind::Directory && below(from, to)),
-        Some(other) if other.0 == moved.0 => true,
-        Some(other) => match (moved.1 == FileKind::Directory, other.1 == FileKind::Directory) {
-            (true, true) => !full(to),
-            (false, false) => true,
-            _ => false,
-        },
-    };
+    let may = dir(above)
+        && dir(new_above)
+        && !into_itself
+        && match there {
+            None => !exchange,
+            Some(_) if no_replace => false,
+            Some(other) if exchange => !(other.1 == FileKind::Directory && below(from, to)),
+            Some(other) if other.0 == moved.0 => true,
+            Some(other) => match (moved.1 == FileKind::Directory, other.1 == FileKind::Directory) {
+                (true, true) => !full(to),
+                (false, false) => true,
+                _ => false,
+            },
+        };
     assert_eq!(result.is_ok(), may, "rename {from:?} {to:?} {no_replace} {exchange}: {result:?}");
     if !may || from == to || (!exchange && there.is_some_and(|t| t.0 == moved.0)) {
         return;
@@ -285,7 +303,8 @@ fn move_tree(core: &mut Core, other: &mut Core, model: &mut Model, path: &[u8], 
         return;
     }
     let complete = |attr| Ok(attr);
-    let listed = listing::tree_list(&core.tables, &complete, &TreeList { root, after: None, max: 1000 }).expect("list");
+    let listed = listing::tree_list(&core.tables, &complete, &TreeList { root, after: None, max: 1000 })
+        .expect("list");
     let mut entries = listed.entries;
     entries[0].parent = other.root();
     let put = IncomingPut { id, entries };
@@ -296,7 +315,10 @@ fn move_tree(core: &mut Core, other: &mut Core, model: &mut Model, path: &[u8], 
     assert!(!other.seen().values().any(|(f, _)| *f == root), "an incoming tree is invisible");
     if !commit {
         core.run(|_, txn| moves::abort(txn, id)).expect("abort");
-        while !other.run(|_, txn| incoming::drop_some(txn, &IncomingDrop { id }, &mut Vec::new())).expect("drop") {}
+        while !other
+            .run(|_, txn| incoming::drop_some(txn, &IncomingDrop { id }, &mut Vec::new()))
+            .expect("drop")
+        {}
         return;
     }
     other.run(|ctx, txn| incoming::seal(ctx, txn, &IncomingSeal { id }, &mut Vec::new())).expect("seal");
@@ -308,7 +330,8 @@ fn move_tree(core: &mut Core, other: &mut Core, model: &mut Model, path: &[u8], 
     }
     other.check();
     loop {
-        let (record, done) = core.run(|ctx, txn| moves::finish(ctx, txn, id, &mut Vec::new())).expect("finish");
+        let (record, done) =
+            core.run(|ctx, txn| moves::finish(ctx, txn, id, &mut Vec::new())).expect("finish");
         if done {
             assert_eq!(record.state, MoveState::Finished);
             break;

@@ -34,8 +34,8 @@ fn list(core: &Core, root: FileId) -> Vec<TreeEntry> {
     let complete = |attr| Ok(attr);
     let (mut entries, mut after) = (Vec::new(), None);
     loop {
-        let page =
-            listing::tree_list(&core.tables, &complete, &TreeList { root, after, max: 3 }).expect("list a tree");
+        let page = listing::tree_list(&core.tables, &complete, &TreeList { root, after, max: 3 })
+            .expect("list a tree");
         entries.extend(page.entries);
         match page.next {
             Some(next) => after = Some(next),
@@ -136,8 +136,10 @@ impl Moving {
         let ask = IncomingPublish { id, generation: record.generation };
         self.destination.run(|ctx, txn| incoming::publish(ctx, txn, &ask, &mut effects)).expect("publish");
         self.destination.check();
-        let arrived: Vec<_> =
-            list(&self.destination, self.root).into_iter().map(|e| (e.name, e.attr.file, e.attr.nlink)).collect();
+        let arrived: Vec<_> = list(&self.destination, self.root)
+            .into_iter()
+            .map(|e| (e.name, e.attr.file, e.attr.nlink))
+            .collect();
         assert_eq!(arrived, expected);
         effects
     }
@@ -175,7 +177,8 @@ fn two_directories_that_swap_names_keep_what_is_in_them() {
     make(&mut source, b, "y", NewNode::File);
     let mut moving = Moving::begin(source, "vm", vm);
     moving.rename((vm, "a"), (vm, "b"), true).expect("exchange");
-    let told: Vec<_> = list(&moving.source, vm).into_iter().filter(|e| e.attr.file == a || e.attr.file == b).collect();
+    let told: Vec<_> =
+        list(&moving.source, vm).into_iter().filter(|e| e.attr.file == a || e.attr.file == b).collect();
     for entry in told {
         moving.put(vec![entry]).expect("put");
     }
@@ -270,7 +273,10 @@ fn another_host_can_t_take_the_root_s_name() {
             no_replace: false,
             exchange: false,
         };
-        assert!(is_busy(source.run(|ctx, txn| rename::rename(ctx, txn, &ask)).map(drop)), "{name} to {new_name}");
+        assert!(
+            is_busy(source.run(|ctx, txn| rename::rename(ctx, txn, &ask)).map(drop)),
+            "{name} to {new_name}"
+        );
     }
 }
 

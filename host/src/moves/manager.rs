@@ -26,13 +26,21 @@ pub struct MoveManager {
     around: Arc<Surroundings>,
     vms: Box<VmLocator>,
     jobs: Mutex<BTreeMap<u64, Arc<Job>>>,
+    /// Held by whoever settles moves that were left behind.
+    recovering: tokio::sync::Mutex<()>,
 }
 
 impl MoveManager {
     /// The manager of `host`'s moves; `vms` finds the directory of a VM.
     pub fn new(host: String, around: Surroundings, vms: Box<VmLocator>) -> Arc<Self> {
         around.files.set_rename_hook(around.armed.clone());
-        Arc::new(Self { host, around: Arc::new(around), vms, jobs: Mutex::default() })
+        Arc::new(Self {
+            host,
+            around: Arc::new(around),
+            vms,
+            jobs: Mutex::default(),
+            recovering: Default::default(),
+        })
     }
 
     /// Check a request and say what it would do; changes nothing.
@@ -49,6 +57,8 @@ impl MoveManager {
 
     /// Start a move: refused at once when a check says no, otherwise it goes on by itself.
     pub async fn start(&self, request: MoveRequest) -> Result<MoveStatus, ApiError> {
+        // What an earlier run left behind must not stand in the way.
+        self.recover_once().await;
         let (target, manifest, _) = self.check(&request).await?;
         let job = Job::new(MoveId::new(), request, target, self.around.clone());
         self.enlist(job.clone());
@@ -144,6 +154,7 @@ impl MoveManager {
 
     /// Settle moves that an earlier run of this dshost left behind. One pass; says how many are left.
     pub async fn recover_once(&self) -> usize {
+        let _one_at_a_time = self.recovering.lock().await;
         // A move whose undoing could not reach a datastore counts as left behind, too.
         let running: BTreeSet<MoveId> =
             self.list().iter().filter(|s| !s.phase.is_final()).map(|s| s.id).collect();

@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use fs_client::{CallError, MovingSet};
 use parking_lot::Mutex;
-use proto::{FileId, Generation, WireError};
 use proto::control::{ApiError, MovePhase};
 use proto::ops::moves::{IncomingPublish, IncomingSeal, MoveCommit};
 use proto::ops::names::{Name, TreeEntry};
+use proto::{FileId, Generation, WireError};
 use tokio::process::Command;
 use tracing::{error, info};
 

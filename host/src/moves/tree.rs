@@ -221,7 +221,11 @@ mod tests {
         let between = told.on_the_way_to(&attempted);
         let diff = between.difference(&Manifest::new(base()));
         assert_eq!(diff.removals, [(FileId(4), Name::from("passing"))], "it may be there");
-        assert_eq!(diff.puts.iter().map(|e| e.attr.file.0).collect::<Vec<_>>(), [3], "which state is unknown");
+        assert_eq!(
+            diff.puts.iter().map(|e| e.attr.file.0).collect::<Vec<_>>(),
+            [3],
+            "which state is unknown"
+        );
         let diff = between.difference(&attempted);
         assert_eq!(diff.puts.iter().map(|e| e.attr.file.0).collect::<Vec<_>>(), [3, 7]);
         assert!(diff.removals.is_empty());
