@@ -236,7 +236,7 @@ fn rename(core: &mut Core, model: &mut Model, from: &[u8], to: &[u8], no_replace
         assert!(result.is_err(), "rename of nothing");
         return;
     };
-    let into_itself = moved.1 == FileKind::Directory && (below(to, from) || (to == from && false));
+    let into_itself = moved.1 == FileKind::Directory && below(to, from);
     let may = dir(above)
         && dir(new_above)
         && !into_itself

@@ -31,7 +31,7 @@ const MAPPED_FROM: u64 = 1 << 30;
 /// How far all copies of a move are together. Bytes unless said otherwise.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CopyProgress {
-    /// The least advanced phase.
+    /// The phase of the largest file that is not synced.
     pub phase: Option<MovePhase>,
     /// What the first copy has to carry, as known so far.
     pub bytes_total: u64,
@@ -51,6 +51,8 @@ pub struct CopyProgress {
 
 struct Copy {
     pinned: Pinned,
+    /// Bytes, as listed.
+    size: u64,
     source: SharedDisk,
     mirror: Arc<Mirror>,
     started: bool,
@@ -111,7 +113,7 @@ impl Copies {
             .bitmap(id, entry.attr.size)
             .and_then(|bitmap| Mirror::new(from, to, bitmap, self.config.clone()))
             .map_err(|e| failed(format!("make the dirty bitmap of {}: {e}", source.describe()), None))?;
-        let copy = Copy { pinned, source, mirror, started: false };
+        let copy = Copy { pinned, size: entry.attr.size, source, mirror, started: false };
         self.all.lock().insert(id, copy);
         Ok(())
     }
@@ -190,8 +192,11 @@ impl Copies {
         // A limit is for all together, so only one is copied at a time under it.
         let at_once = if limit.is_some() { 1 } else { AT_ONCE };
         let mut free = at_once.saturating_sub(all.values().filter(|c| active(c)).count());
-        for (id, copy) in all.iter_mut().filter(|(_, c)| !c.started) {
-            if free == 0 || paused {
+        // The largest first: what is synced early has to be mirrored for longer.
+        let mut waiting: Vec<_> = all.iter_mut().filter(|(_, c)| !c.started && !paused).collect();
+        waiting.sort_by_key(|(_, copy)| std::cmp::Reverse(copy.size));
+        for (id, copy) in waiting {
+            if free == 0 {
                 break;
             }
             copy.started = true;
@@ -212,6 +217,7 @@ impl Copies {
     pub fn progress(&self) -> CopyProgress {
         let all = self.all.lock();
         let mut sum = CopyProgress { all_synced: true, ..CopyProgress::default() };
+        let mut largest = 0;
         for copy in all.values() {
             let one = copy.mirror.progress();
             let phase = match one.phase {
@@ -220,7 +226,12 @@ impl Copies {
                 Phase::Mirror => MovePhase::Mirror,
                 _ => MovePhase::Synced,
             };
-            sum.phase = Some(sum.phase.map_or(phase, |p| p.min(phase)));
+            if sum.phase.is_none_or(|p| p == MovePhase::Synced)
+                || (phase != MovePhase::Synced && copy.size > largest)
+            {
+                sum.phase = Some(phase);
+                largest = copy.size;
+            }
             sum.bytes_total += one.total_estimate;
             sum.bytes_copied += one.copied;
             sum.bytes_mirrored += one.mirrored;

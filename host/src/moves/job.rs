@@ -126,7 +126,7 @@ impl Job {
 
     /// Run a move that has begun to its end; the outcome is in the report.
     pub async fn run(self: Arc<Self>, manifest: Manifest) {
-        info!(id = %self.id, from = self.target.from_label(), to = self.target.to_label(), "move starts");
+        info!(id = %self.id, from = self.target.source_label(), to = self.target.destination_label(), "move starts");
         match self.drive(manifest).await {
             Ok(()) => {
                 self.report.enter(MovePhase::Done);
@@ -162,7 +162,7 @@ impl Job {
         };
         let begin = MoveBegin {
             id: self.id,
-            parent: self.target.from_parent(),
+            parent: self.target.source_parent(),
             name: self.target.name().clone(),
             root: self.target.root.file,
             to: to_id,
@@ -186,7 +186,7 @@ impl Job {
             };
             self.unless_cancelled(to.call(begin))
                 .await?
-                .map_err(|e| check_failed(&format!("reserve {}", self.target.to_label()), &e))
+                .map_err(|e| check_failed(&format!("reserve {}", self.target.destination_label()), &e))
         };
         if let Err(error) = reserved.await {
             self.undo_records().await;
@@ -214,7 +214,7 @@ impl Job {
                 open: OpenMode::Closed,
             };
             let made = self.unless_cancelled(self.target.to.call(create)).await?.map_err(|e| {
-                check_failed(&format!("make the directory above {}", self.target.to_label()), &e)
+                check_failed(&format!("make the directory above {}", self.target.destination_label()), &e)
             })?;
             self.made_parents.lock().push((parent, self.target.path[depth].clone()));
             parent = made.attr.file;
@@ -252,7 +252,7 @@ impl Job {
             }
         }
         Err(failed(
-            format!("{} changed faster than it could be switched over", self.target.from_label()),
+            format!("{} changed faster than it could be switched over", self.target.source_label()),
             Some("stop what creates and removes files in it, then try again".into()),
         ))
     }
@@ -265,14 +265,14 @@ impl Job {
         told: Manifest,
     ) -> Result<Manifest, ApiError> {
         let step =
-            |what: &str, e: &CallError| step_failed(&format!("{what} of {}", self.target.from_label()), e);
+            |what: &str, e: &CallError| step_failed(&format!("{what} of {}", self.target.source_label()), e);
         let now = self
             .unless_cancelled(list_tree(&self.target.from, self.target.root.file))
             .await?
             .map_err(|e| step("list the tree", &e))?;
         if now.linked_from_outside().is_some() {
             return Err(failed(
-                format!("a file of {} got a hard link outside of it", self.target.from_label()),
+                format!("a file of {} got a hard link outside of it", self.target.source_label()),
                 None,
             ));
         }

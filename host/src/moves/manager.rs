@@ -47,8 +47,8 @@ impl MoveManager {
     pub async fn plan(&self, request: &MoveRequest) -> Result<MovePlan, ApiError> {
         let (target, manifest, free) = self.check(request).await?;
         Ok(MovePlan {
-            from: target.from_label(),
-            to: target.to_label(),
+            from: target.source_label(),
+            to: target.destination_label(),
             entries: manifest.entries().count() as u64,
             bytes: manifest.allocated(),
             free,
@@ -75,7 +75,7 @@ impl MoveManager {
         let target = resolve(&self.around.files, &*self.vms, request).await?;
         let manifest = list_tree(&target.from, target.root.file)
             .await
-            .map_err(|e| super::answer::check_failed(&format!("list {}", target.from_label()), &e))?;
+            .map_err(|e| super::answer::check_failed(&format!("list {}", target.source_label()), &e))?;
         let free = check_tree(&target, &manifest).await?;
         Ok((target, manifest, free))
     }

@@ -28,8 +28,8 @@ impl Report {
         let status = MoveStatus {
             id,
             what: request.what.clone(),
-            from: target.from_label(),
-            to: target.to_label(),
+            from: target.source_label(),
+            to: target.destination_label(),
             phase: MovePhase::Preparing,
             paused: false,
             bytes_total: 0,

@@ -83,7 +83,7 @@ impl Job {
         };
         let target = &self.target;
         let pair =
-            (target.from_parent(), target.name().clone(), self.incoming_parent(), target.name().clone());
+            (target.source_parent(), target.name().clone(), self.incoming_parent(), target.name().clone());
         let guard = self.around.armed.arm(pair, Arc::new(handler));
         let child = self.rename_in_child().await;
         drop(guard);
@@ -148,7 +148,9 @@ impl Job {
         let SwitchContext { set, copies, told } = context;
         copies.drained().await;
         set.drained().await;
-        let step = |what: &str, e: &CallError| step_failed(&format!("{what} {}", self.target.to_label()), e);
+        let step = |what: &str, e: &CallError| {
+            step_failed(&format!("{what} {}", self.target.destination_label()), e)
+        };
         let mut now = self.list_source().await?;
         let known = told.lock().clone();
         let difference = known.difference(&now);
@@ -188,7 +190,7 @@ impl Job {
     async fn list_source(&self) -> Result<Manifest, ApiError> {
         list_tree(&self.target.from, self.target.root.file)
             .await
-            .map_err(|e| step_failed(&format!("list {}", self.target.from_label()), &e))
+            .map_err(|e| step_failed(&format!("list {}", self.target.source_label()), &e))
     }
 
     /// The commit point and what must follow it.

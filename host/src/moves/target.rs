@@ -37,12 +37,12 @@ pub struct Target {
 
 impl Target {
     /// `ds1/vm42`.
-    pub fn from_label(&self) -> String {
+    pub fn source_label(&self) -> String {
         label(&self.from, &self.path)
     }
 
     /// `ds2/vm42`.
-    pub fn to_label(&self) -> String {
+    pub fn destination_label(&self) -> String {
         label(&self.to, &self.path)
     }
 
@@ -52,7 +52,7 @@ impl Target {
     }
 
     /// The directory that holds the root on the source.
-    pub fn from_parent(&self) -> FileId {
+    pub fn source_parent(&self) -> FileId {
         self.ancestors.last().expect("the datastore's root is always above").file
     }
 }
@@ -200,7 +200,7 @@ pub async fn list_tree(datastore: &Datastore, root: FileId) -> Result<Manifest, 
 pub async fn check_tree(target: &Target, manifest: &Manifest) -> Result<u64, ApiError> {
     if let Some(entry) = manifest.linked_from_outside() {
         return Err(precheck(
-            format!("{} has hard links outside {}", entry.name.lossy(), target.from_label()),
+            format!("{} has hard links outside {}", entry.name.lossy(), target.source_label()),
             "remove the other names first (`find -samefile` lists them)",
         ));
     }
