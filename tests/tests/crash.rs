@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use godwit_tests::lab::Lab;
-use godwit_tests::process::wait_for;
+use godwit_tests::process::{Process, wait_for};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use rustix::process::Signal;
 
@@ -59,23 +59,22 @@ fn one_live_copy(lab: &Lab, context: &str) -> &'static str {
     here
 }
 
+fn start_move(lab: &Lab) -> Process {
+    let dsmove = lab.tool("dsmove", &["ds1/vm", "--to", "ds2", "--json"]);
+    Process::start(dsmove, &lab.root().join("dsmove.log"))
+}
+
 /// Run a move to `step`, kill `victim` there, start again, look.
 fn kill_at(step: &str, victim: Victim) -> &'static str {
     let context = format!("{step}, {victim:?} killed");
     let mut lab = Lab::with(&[("ds1", &[]), ("ds2", &[])], &[("GODWIT_HALT_AT", step)]);
     build_vm(&lab);
-    let mut dsmove = lab
-        .tool("dsmove", &["ds1/vm", "--to", "ds2", "--json"])
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .expect("start dsmove");
+    let mut dsmove = start_move(&lab);
     wait_for(&context, || lab.host().is_stopped());
     let host_dies = matches!(victim, Victim::Host | Victim::All);
     if host_dies {
         lab.kill_host();
-        let _ = dsmove.kill();
-        let _ = dsmove.wait();
+        dsmove.kill();
     }
     let servers: &[&str] = match victim {
         Victim::Host => &[],
@@ -89,7 +88,7 @@ fn kill_at(step: &str, victim: Victim) -> &'static str {
         lab.start_host(&[]);
     } else {
         lab.host().signal(Signal::CONT);
-        let ended = dsmove.wait().expect("dsmove ends");
+        let ended = dsmove.wait();
         assert!(ended.code().is_some_and(|c| c == 0 || c == 1), "{context}: dsmove ended with {ended}");
     }
     let here = one_live_copy(&lab, &context);
@@ -146,15 +145,11 @@ fn server_dies_inside(server: &str, step: &str) {
     lab.server(server).kill();
     lab.server(server).start(&[("GODWIT_HALT_AT", step)]);
     wait_for("the datastore", || lab.path(&format!("{server}/")).read_dir().is_ok());
-    let mut dsmove = lab
-        .tool("dsmove", &["ds1/vm", "--to", "ds2", "--json"])
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .expect("start dsmove");
+    let mut dsmove = start_move(&lab);
     wait_for(step, || lab.server(server).process().is_stopped());
     lab.server(server).kill();
     lab.server(server).start(&[]);
-    let ended = dsmove.wait().expect("dsmove ends");
+    let ended = dsmove.wait();
     assert!(ended.success(), "{step}: the move goes on when the server is back, not {ended}");
     assert_eq!(one_live_copy(&lab, step), "ds2");
 }

@@ -271,7 +271,7 @@ fn files_may_come_and_go_while_their_directory_moves() {
                 n += 1;
                 fs::write(format!("{base}/new"), format!("{n}")).expect("create");
                 fs::rename(format!("{base}/new"), format!("{base}/kept-{}", n % 7)).expect("rename");
-                if n % 3 == 0 {
+                if n.is_multiple_of(3) {
                     fs::remove_file(format!("{base}/kept-{}", n % 7)).expect("remove");
                 }
                 rounds.store(n, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 
 use godwit_tests::guest::GuestVm;
 use godwit_tests::lab::Lab;
-use godwit_tests::process::wait_for;
+use godwit_tests::process::{Process, wait_for};
 
 /// A process's largest resident size so far, in bytes.
 fn peak_memory(pid: u32) -> u64 {
@@ -81,11 +81,8 @@ fn a_vm_outlives_its_datastores_servers() {
     let mut lab = Lab::new();
     let vm = GuestVm::boot(&lab, "vm42", "ds1", "512M", "128M");
     vm.ask("load 8");
-    let mut dsmove = lab
-        .tool("dsmove", &["vm42", "--to", "ds2", "--limit", "40MiB/s", "--json"])
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .expect("start dsmove");
+    let dsmove = lab.tool("dsmove", &["vm42", "--to", "ds2", "--limit", "40MiB/s", "--json"]);
+    let mut dsmove = Process::start(dsmove, &lab.root().join("dsmove.log"));
     wait_for("the move", || lab.running_moves().iter().any(|m| m["bytes_copied"].as_u64() > Some(16 << 20)));
     for server in ["ds2", "ds1"] {
         lab.server(server).kill();
@@ -93,7 +90,7 @@ fn a_vm_outlives_its_datastores_servers() {
         lab.server(server).start(&[]);
         wait_for_records(&vm, 5);
     }
-    let ended = dsmove.wait().expect("dsmove ends");
+    let ended = dsmove.wait();
     assert!(ended.success(), "{ended}\n{}", lab.host_log());
     assert_eq!(vm.open_disk(), lab.path("ds2/vm42/disk0.raw"));
     lab.server("ds2").kill();

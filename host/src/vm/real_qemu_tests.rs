@@ -354,7 +354,7 @@ async fn a_card_is_plugged_into_its_bridge_and_goes_away_with_the_vm() {
     let made = manager.create(CreateVm { nics: vec![nic], ..small("vm42", "ds1") }).await.unwrap();
     manager.start("vm42").await.unwrap();
     let tap = format!("gw{}", made.nics[0].mac.replace(':', ""));
-    assert_eq!(bridge.ports(), [tap.clone()]);
+    assert_eq!(bridge.ports(), std::slice::from_ref(&tap));
     let flags = fs::read_to_string(format!("/sys/class/net/{tap}/flags")).unwrap();
     let flags = u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16).unwrap();
     assert_eq!(flags & 1, 1, "it is up");
