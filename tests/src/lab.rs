@@ -278,6 +278,28 @@ impl Lab {
     }
 }
 
+/// A directory of the mount bound to another path: a name that stays while the directory moves.
+pub struct Bound {
+    /// The other path.
+    pub path: PathBuf,
+}
+
+impl Lab {
+    /// Bind a directory of the mount to `name` in the scratch directory.
+    pub fn bind(&self, below: &str, name: &str) -> Bound {
+        let path = self.root.path().join(name);
+        std::fs::create_dir_all(&path).expect("make the mount point");
+        run("mount", &["--bind", &self.arg(below), &path.to_string_lossy()]);
+        Bound { path }
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        try_run("umount", &["-l", &self.path.to_string_lossy()]);
+    }
+}
+
 impl Default for Lab {
     fn default() -> Self {
         Lab::new()

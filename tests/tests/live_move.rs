@@ -1,14 +1,14 @@
 //! Moves of files that are in use, with real programs as judges.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use godwit_tests::lab::Lab;
-use godwit_tests::process::{run, wait_for};
+use godwit_tests::process::wait_for;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 /// Pseudorandom bytes that no compressor or hole detection can shorten.
@@ -188,68 +188,6 @@ fn fio_with_verification_runs_through_ten_moves() {
         let again = fio(&lab, &lab.arg(&format!("{here}/f")), 100 + round, &["--verify_only=1"]);
         must_verify(&format!("what fio wrote in round {round}"), { again }.output().expect("run fio"));
         println!("round {round}: pause {} ms, {} s", result["pause_ms"], result["seconds"]);
-    }
-}
-
-#[test]
-fn sqlite_under_load_moves_with_its_directory() {
-    let lab = Lab::new();
-    fs::create_dir(lab.path("ds1/db")).expect("mkdir");
-    let script = r#"
-import sqlite3, sys, os
-db = sqlite3.connect(sys.argv[1], timeout=60)
-# Its directory gets another path, so it must not open its journal anew by the old one.
-db.execute("pragma locking_mode=exclusive")
-db.execute("pragma journal_mode=" + sys.argv[2])
-db.execute("create table if not exists t(id integer primary key, body text, n integer)")
-db.commit()
-stop, n = sys.argv[3], 0
-while not os.path.exists(stop):
-    with db:
-        for _ in range(5):
-            n += 1
-            db.execute("insert into t(body, n) values (?, ?)", ("x" * (n % 700), n))
-        db.execute("update t set body = body || 'y' where id = abs(random()) % ?", (n,))
-    print(n, flush=True)
-db.close()
-"#;
-    for (round, mode) in ["persist", "wal"].iter().enumerate() {
-        let (from, to) = if round == 0 { ("ds1", "ds2") } else { ("ds2", "ds1") };
-        let stop = lab.root().join(format!("stop-{mode}"));
-        let database = lab.arg(&format!("{from}/db/{mode}.sqlite"));
-        let mut child = Command::new("python3")
-            .args(["-c", script, &database, mode])
-            .arg(&stop)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("start python3");
-        let mut out = child.stdout.take().expect("piped");
-        let count = Arc::new(AtomicU64::new(0));
-        let reader = {
-            let count = count.clone();
-            std::thread::spawn(move || {
-                let mut text = String::new();
-                let mut chunk = [0; 4096];
-                while let Ok(n @ 1..) = out.read(&mut chunk) {
-                    text.push_str(&String::from_utf8_lossy(&chunk[..n]));
-                    count.fetch_add(text.matches('\n').count() as u64, Ordering::Relaxed);
-                    text.clear();
-                }
-            })
-        };
-        wait_for("sqlite to commit", || count.load(Ordering::Relaxed) > 20);
-        lab.must_move(&format!("{from}/db"), to);
-        let moved = count.load(Ordering::Relaxed);
-        wait_for("sqlite to go on", || count.load(Ordering::Relaxed) > moved + 20);
-        fs::write(&stop, "").expect("stop");
-        let output = child.wait_with_output().expect("wait");
-        reader.join().expect("reader");
-        assert!(output.status.success(), "{mode}: {}", String::from_utf8_lossy(&output.stderr));
-        let database = lab.arg(&format!("{to}/db/{mode}.sqlite"));
-        assert_eq!(run("sqlite3", &[&database, "pragma integrity_check"]).trim(), "ok", "{mode}");
-        let gaps = run("sqlite3", &[&database, "select count(*) - max(n) from t"]);
-        assert_eq!(gaps.trim(), "0", "{mode}: every committed row is there");
     }
 }
 

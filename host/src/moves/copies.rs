@@ -23,8 +23,10 @@ use tracing::debug;
 use super::answer::{failed, step_failed};
 use super::job::Job;
 
-/// Files copied at the same time.
+/// Files copied at the same time; more as long as they are small together.
 const AT_ONCE: usize = 4;
+const SMALL_AT_ONCE: u64 = 32 << 20;
+const MANY_AT_ONCE: usize = 256;
 /// Dirty bitmaps of files from this size on are mapped files, which outlive the process.
 const MAPPED_FROM: u64 = 1 << 30;
 
@@ -191,16 +193,19 @@ impl Copies {
         let active = |c: &Copy| c.started && c.mirror.progress().phase != Phase::Synced;
         // A limit is for all together, so only one is copied at a time under it.
         let at_once = if limit.is_some() { 1 } else { AT_ONCE };
-        let mut free = at_once.saturating_sub(all.values().filter(|c| active(c)).count());
+        let (mut count, mut bytes) =
+            all.values().filter(|c| active(c)).fold((0, 0), |(count, bytes), c| (count + 1, bytes + c.size));
         // The largest first: what is synced early has to be mirrored for longer.
         let mut waiting: Vec<_> = all.iter_mut().filter(|(_, c)| !c.started && !paused).collect();
         waiting.sort_by_key(|(_, copy)| std::cmp::Reverse(copy.size));
         for (id, copy) in waiting {
-            if free == 0 {
+            let small = bytes + copy.size <= SMALL_AT_ONCE && count < MANY_AT_ONCE && limit.is_none();
+            if count >= at_once && !small {
                 break;
             }
             copy.started = true;
-            free -= 1;
+            count += 1;
+            bytes += copy.size;
             self.begin(*id, copy);
         }
         let mut steered = self.steered.lock();
