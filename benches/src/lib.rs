@@ -1,1 +1,1 @@
-//! Micro benches and side-by-side runs against peers.
+//! Side-by-side measurements: ratios within one run, never asserted. Each is a program in `benches/`.

@@ -1,6 +1,7 @@
 //! A datastore's file as a disk: requests become data operations, large ones several.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use block_mirror::{Completion, Disk, DiskError, DiskResult, Extent, Request, Response};
 use bytes::{Bytes, BytesMut};
@@ -16,6 +17,19 @@ use crate::transport::Channel;
 
 /// Datastores in a row that may pass a request on before it fails.
 const MAX_HOPS: u32 = 16;
+
+/// Between asking again a datastore to which the file is said to have moved, and how often.
+const ARRIVAL_RETRY: Duration = Duration::from_millis(50);
+const ARRIVAL_TRIES: u32 = 200;
+
+/// How a request has been led on so far.
+#[derive(Clone, Copy, Default)]
+struct Trail {
+    /// Datastores that said that the file has moved.
+    hops: u32,
+    /// Times that the last of them was asked in vain.
+    tries: u32,
+}
 
 /// A disk over the data operations of one file.
 pub(crate) struct DatastoreFile {
@@ -49,7 +63,7 @@ impl Disk for DatastoreFile {
             Request::Write { offset, data, digest: None, fua } if data.len() > MAX_DATA as usize => {
                 write_pieces(&self.inner, offset, data, fua, done);
             }
-            request => start(self.inner.clone(), request, 0, done),
+            request => start(self.inner.clone(), request, Trail::default(), done),
         }
     }
 
@@ -59,7 +73,7 @@ impl Disk for DatastoreFile {
 }
 
 /// Send a request that fits into one frame; when the file has moved, again to where it is.
-fn start(inner: Arc<Inner>, request: Request, hops: u32, done: Completion) {
+fn start(inner: Arc<Inner>, request: Request, trail: Trail, done: Completion) {
     let Some((op, payload)) = inner.operation(&request) else {
         let context = format!("{}: a digest covers at most {MAX_DATA} bytes", inner.label);
         return done(Err(DiskError::Io { errno: libc::EINVAL, context }));
@@ -71,12 +85,14 @@ fn start(inner: Arc<Inner>, request: Request, hops: u32, done: Completion) {
         op,
         payload,
         Box::new(move |result| match result {
-            Err(CallError::Wire(WireError::Moved { to, name })) if inner.follows() && hops < MAX_HOPS => {
+            Err(CallError::Wire(WireError::Moved { to, name }))
+                if inner.follows() && trail.hops < MAX_HOPS =>
+            {
                 match home.follow(inner.file, to, &name) {
                     Some(next) => {
                         info!(file = inner.label, from = home.name(), to = name, "the file has moved");
                         *inner.home.write() = next;
-                        start(inner, request, hops + 1, done);
+                        start(inner, request, Trail { hops: trail.hops + 1, tries: 0 }, done);
                     }
                     None => {
                         warn!(file = inner.label, "moved to datastore {name}, which this host does not have");
@@ -84,6 +100,15 @@ fn start(inner: Arc<Inner>, request: Request, hops: u32, done: Completion) {
                         done(Err(DiskError::Stale { reason }));
                     }
                 }
+            }
+            // Between the source's commit and the destination's publishing nobody has it.
+            Err(e) if e.errno() == libc::ENOENT && trail.hops > 0 && trail.tries < ARRIVAL_TRIES => {
+                let later = Trail { tries: trail.tries + 1, ..trail };
+                // A thread, as this one is the channel's; that few requests wait here allows it.
+                std::thread::spawn(move || {
+                    std::thread::sleep(ARRIVAL_RETRY);
+                    start(inner, request, later, done);
+                });
             }
             result => done(inner.answer(&home, result)),
         }),
@@ -166,7 +191,7 @@ fn in_pieces(inner: &Arc<Inner>, pieces: Vec<Request>, done: Completion) {
                 done(join(answers.into_iter().flatten()));
             }
         };
-        start(inner.clone(), piece, 0, Box::new(piece_done));
+        start(inner.clone(), piece, Trail::default(), Box::new(piece_done));
     }
 }
 

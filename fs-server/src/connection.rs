@@ -18,6 +18,7 @@ use proto::{Generation, RequestId, WireError};
 
 use crate::datastore::Datastore;
 use crate::executor::{Executor, Job};
+use crate::replies::Replies;
 use crate::requests;
 use crate::ring::Ring;
 use crate::sessions::{Claim, LEASE, LiveSession, RENEW};
@@ -42,7 +43,7 @@ pub struct Connection {
     /// On whose behalf.
     pub session: Arc<LiveSession>,
     version: u16,
-    writer: Mutex<TcpStream>,
+    replies: Replies,
     ring: OnceLock<Ring>,
     in_work: Mutex<InWork>,
     changed: Condvar,
@@ -78,9 +79,7 @@ impl Connection {
     }
 
     fn send(&self, frame: OutFrame) {
-        let mut writer = self.writer.lock();
-        // A broken connection is noticed by the reader; the client will ask again.
-        let _ = write_frame(&mut writer, &frame);
+        self.replies.send(frame);
     }
 
     fn ticket(self: &Arc<Self>, request: RequestId, bytes: u64) -> Ticket {
@@ -227,7 +226,7 @@ fn attach(service: Service, mut stream: TcpStream, version: u16, first: Arrived,
         service: service.clone(),
         session: session.clone(),
         version,
-        writer: Mutex::new(stream),
+        replies: Replies::new(stream),
         ring: OnceLock::new(),
         in_work: Mutex::default(),
         changed: Condvar::new(),
@@ -256,18 +255,9 @@ fn session_for(service: &Service, ask: &Attach) -> Result<Arc<LiveSession>, Wire
         return Err(WireError::Invalid { reason: "a host's name has 1 to 255 bytes".into() });
     }
     let registry = &service.datastore.sessions;
-    let gone = |generation: Generation| WireError::Fenced {
-        reason: format!(
-            "session {generation} of host {} is over: a later dshost of that name took its place",
-            ask.host
-        ),
-    };
-    match (registry.claim(&ask.host, ask.instance), ask.resume) {
-        (Ok(Claim::Resume(session)), _) => Ok(session),
-        // A session that was resumed can't be had any more: its owner must not go on under a new one.
-        (Ok(Claim::New) | Err(_), Some(generation)) => Err(gone(generation)),
-        (Err(error), None) => Err(error),
-        (Ok(Claim::New), None) => {
+    match registry.claim(&ask.host, ask.instance, ask.resume)? {
+        Claim::Resume(session) => Ok(session),
+        Claim::New => {
             let (tell, told) = std::sync::mpsc::channel();
             let answer = Box::new(move |result| drop(tell.send(result)));
             service.executor.submit(Job::OpenSession {

@@ -353,10 +353,13 @@ impl Datastore {
         if !self.sessions.settled(self.started.elapsed()) {
             return Vec::new();
         }
-        let rows = self.meta.snapshot().scan(Table::Orphans, &[], &[], false, 1_000).unwrap_or_default();
+        let snapshot = self.meta.snapshot();
+        let rows = snapshot.scan(Table::Orphans, &[], &[], false, 1_000).unwrap_or_default();
         rows.iter()
             .filter_map(|(key, _)| crate::core::records::key_file(key))
             .filter(|file| !self.sessions.is_open(*file))
+            // What has no name in an incoming tree belongs to its move, which may name it again.
+            .filter(|file| snapshot.inode(*file).is_ok())
             .collect()
     }
 }
@@ -368,8 +371,11 @@ fn forward(record: &MoveRecord) -> Forward {
 /// Remove data files that a killed server should have removed.
 fn bury(meta: &MetaStore, data: &DataStore) -> Result<(), WireError> {
     let mut changes = Vec::new();
-    for (key, _) in meta.snapshot().scan(Table::Doomed, &[], &[], false, usize::MAX)? {
-        if let Some(file) = crate::core::records::key_file(&key) {
+    let snapshot = meta.snapshot();
+    for (key, _) in snapshot.scan(Table::Doomed, &[], &[], false, usize::MAX)? {
+        if let Some(file) = crate::core::records::key_file(&key)
+            && snapshot.find_inode(file)?.is_none()
+        {
             data.remove(file)
                 .map_err(|e| posix(e.raw_os_error().unwrap_or(EIO), format!("data of file {file}")))?;
         }

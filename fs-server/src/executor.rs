@@ -242,7 +242,8 @@ impl Worker {
             Request::SetXattr(ask) => return attrs::set_xattr(&ctx, txn, ask),
             Request::RemoveXattr(ask) => return attrs::remove_xattr(&ctx, txn, ask),
             Request::MoveBegin(ask) => {
-                let writer = |file| datastore.sessions.writer_besides(&session.host, file);
+                let _deciding = datastore.sessions.deciding.lock();
+                let writer = |file| datastore.sessions.no_writer_besides(&session.host, file).err();
                 let (record, files) = moves::begin(&ctx, txn, ask, &writer)?;
                 // Before the commit: from now on other hosts must be kept out.
                 if record.state == MoveState::Copying {
@@ -255,7 +256,7 @@ impl Worker {
                 Reply::IncomingBegin(incoming::begin(&ctx, txn, ask, free, &datastore.identity.name)?)
             }
             Request::IncomingPut(ask) => {
-                incoming::put_entries(&ctx, txn, ask)?;
+                incoming::put_entries(&ctx, txn, ask, &mut effects)?;
                 Reply::IncomingPut(Done {})
             }
             Request::IncomingRemove(ask) => {

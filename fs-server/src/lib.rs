@@ -6,6 +6,7 @@ pub mod core;
 mod datastore;
 mod executor;
 pub mod halt;
+mod replies;
 mod requests;
 mod ring;
 mod server;

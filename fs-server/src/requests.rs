@@ -188,7 +188,9 @@ fn shape(ticket: &Ticket, request: &Request) -> Result<Reply, WireError> {
     let store = &ticket.connection().service.datastore.data;
     match request {
         Request::Discard(ask) => {
-            if let Some(admitted) = admit(ticket, ask.file, ask.incoming, false)? {
+            // Without data there is nothing to discard, and nothing to be made.
+            if admit(ticket, ask.file, ask.incoming, false)?.is_some() {
+                let admitted = admit_change(ticket, ask.file, ask.incoming)?;
                 admitted.file.punch(ask.offset, ask.len).map_err(io_error(ask.file, "discard in"))?;
                 store.recount(&admitted.file);
             }
@@ -249,7 +251,10 @@ fn look(ticket: &Ticket, request: &Request) -> Result<Reply, WireError> {
     let here = |file| datastore.check_here(file);
     Ok(match request {
         Request::Renew(_) => Reply::Renew(Renewed {}),
-        Request::Detach(_) => Reply::Detach(Done {}),
+        Request::Detach(_) => {
+            connection.session.close_all();
+            Reply::Detach(Done {})
+        }
         Request::SetOpen(ask) => Reply::SetOpen(set_open(ticket, ask)?),
         Request::Status(_) => Reply::Status(status(datastore)?),
         Request::Lookup(ask) => {
@@ -315,18 +320,22 @@ fn set_open(ticket: &Ticket, ask: &SetOpen) -> Result<Opened, WireError> {
     }
     datastore.check_here(ask.file)?;
     let inode = snapshot.inode(ask.file)?;
+    let deciding = datastore.sessions.deciding.lock();
+    let mut fenced = Vec::new();
     if ask.mode == OpenMode::Write {
-        let busy = |holder: String| WireError::Busy { object: format!("file {}", ask.file), holder };
         if let Some(mover) = datastore.mover_of(ask.file).filter(|mover| mover.host != session.host) {
             return Err(mover.busy(format!("file {}", ask.file)));
         }
-        if inode.exclusive
-            && let Some(host) = datastore.sessions.writer_besides(&session.host, ask.file)
-        {
-            return Err(busy(format!("host {host}, which has it open for writing")));
+        if inode.exclusive {
+            fenced = datastore.sessions.no_writer_besides(&session.host, ask.file).map_err(|host| {
+                let holder = format!("host {host}, which has it open for writing");
+                WireError::Busy { object: format!("file {}", ask.file), holder }
+            })?;
         }
     }
     session.set_open(ask.file, ask.mode);
+    drop(deciding);
+    fenced.iter().for_each(|session| session.wait_drained());
     let attr = datastore.complete(inode.attr(ask.file))?;
     Ok(Opened { size: attr.size })
 }

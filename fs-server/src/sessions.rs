@@ -109,6 +109,9 @@ impl LiveSession {
             let _ = old.stream.shutdown(Shutdown::Both);
             self.drained.wait(&mut state);
         }
+        if self.fenced.load(Ordering::SeqCst) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
         state.channels.insert(channel, Channel { stream, number });
         state.address = address;
         state.renewed = Instant::now();
@@ -123,17 +126,29 @@ impl LiveSession {
         self.drained.notify_all();
     }
 
-    /// Fence it: close its connections and wait until nothing that it asked for is in work.
-    fn fence(&self) {
+    /// Nothing more is taken from it; its connections are closed. What it asked for may still be in work.
+    fn shut_out(&self) {
         self.fenced.store(true, Ordering::SeqCst);
         let mut state = self.state.lock();
+        for channel in state.channels.values() {
+            let _ = channel.stream.shutdown(Shutdown::Both);
+        }
+        state.opens.clear();
+    }
+
+    /// Wait until nothing that it asked for is in work. Not for the metadata thread, which may have
+    /// some of that work before it.
+    pub fn wait_drained(&self) {
+        let mut state = self.state.lock();
         while !state.channels.is_empty() {
-            for channel in state.channels.values() {
-                let _ = channel.stream.shutdown(Shutdown::Both);
-            }
             self.drained.wait(&mut state);
         }
         state.opens.clear();
+    }
+
+    /// The host has ended in order: it has nothing open any more.
+    pub fn close_all(&self) {
+        self.state.lock().opens.clear();
     }
 }
 
@@ -141,6 +156,8 @@ impl LiveSession {
 #[derive(Default)]
 pub struct Registry {
     sessions: Mutex<BTreeMap<String, Arc<LiveSession>>>,
+    /// Held while it is decided who may write, until that is noted.
+    pub deciding: Mutex<()>,
 }
 
 /// What an attaching host gets.
@@ -157,12 +174,28 @@ impl Registry {
         self.sessions.lock().insert(host.into(), LiveSession::new(host.into(), instance, generation));
     }
 
-    /// May this instance of `host` have the host's session?
-    pub fn claim(&self, host: &str, instance: InstanceId) -> Result<Claim, WireError> {
+    /// May this instance of `host` have the host's session? With `resume` it had one, and wants that or none.
+    pub fn claim(
+        &self,
+        host: &str,
+        instance: InstanceId,
+        resume: Option<Generation>,
+    ) -> Result<Claim, WireError> {
         let current = self.sessions.lock().get(host).cloned();
         match current {
+            Some(session)
+                if session.instance == instance && resume.is_none_or(|g| g == session.generation) =>
+            {
+                session.check()?;
+                Ok(Claim::Resume(session))
+            }
+            // Whoever has it now is not disturbed: the one that asks is of the past.
+            _ if resume.is_some() => Err(WireError::Fenced {
+                reason: format!(
+                    "the session of host {host} is over: a later dshost of that name took its place"
+                ),
+            }),
             None => Ok(Claim::New),
-            Some(session) if session.instance == instance => Ok(Claim::Resume(session)),
             Some(session) if session.connected() && !session.expired() => {
                 let address = session.state.lock().address.clone();
                 Err(WireError::Busy {
@@ -173,7 +206,8 @@ impl Registry {
                 })
             }
             Some(session) => {
-                session.fence();
+                session.shut_out();
+                session.wait_drained();
                 Ok(Claim::New)
             }
         }
@@ -191,22 +225,15 @@ impl Registry {
         self.sessions.lock().values().any(|s| s.open_mode(file) != OpenMode::Closed)
     }
 
-    /// Another host that has a file open for writing; one whose lease is over is fenced instead.
-    pub fn writer_besides(&self, host: &str, file: FileId) -> Option<String> {
-        let writers: Vec<_> = self
-            .sessions
-            .lock()
-            .values()
-            .filter(|s| s.host != host && s.open_mode(file) == OpenMode::Write)
-            .cloned()
-            .collect();
-        for session in writers {
-            if !session.expired() {
-                return Some(session.host.clone());
-            }
-            session.fence();
+    /// Another host that has a file open for writing is the error. One whose lease is over is
+    /// fenced instead; what it asked for may still be in work.
+    pub fn no_writer_besides(&self, host: &str, file: FileId) -> Result<Vec<Arc<LiveSession>>, String> {
+        let sessions = self.sessions.lock();
+        let writers = || sessions.values().filter(|s| s.host != host && s.open_mode(file) == OpenMode::Write);
+        if let Some(alive) = writers().find(|s| !s.expired()) {
+            return Err(alive.host.clone());
         }
-        None
+        Ok(writers().cloned().inspect(|s| s.shut_out()).collect())
     }
 
     /// Whether all sessions known from the store have come back or had time to.

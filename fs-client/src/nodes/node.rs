@@ -23,6 +23,8 @@ const ARRIVAL_RETRY: Duration = Duration::from_millis(50);
 /// How often, before its word that it does not have the file is believed.
 const ARRIVAL_TRIES: u32 = 200;
 
+/// Datastores in a row that may pass an operation on before it fails.
+const MAX_HOPS: u32 = 16;
 /// S_ISUID and S_ISGID.
 const SET_ID: u16 = 0o6000;
 
@@ -163,14 +165,15 @@ impl Node {
         O: Operation + Clone,
         O::Reply: Send,
     {
-        let mut arriving = 0;
+        let (mut arriving, mut hops) = (0, 0);
         loop {
             let home = self.home();
             match home.call(operation.clone()).await {
                 Err(CallError::Wire(WireError::Moved { to, name })) => {
                     let files = self.files.upgrade().ok_or(CallError::Closed)?;
                     let known = files.moved(self.id, to, &name);
-                    if known.is_none_or(|next| Arc::ptr_eq(&next, &home)) {
+                    hops += 1;
+                    if hops > MAX_HOPS || known.is_none_or(|next| Arc::ptr_eq(&next, &home)) {
                         return Err(CallError::Wire(WireError::Moved { to, name }));
                     }
                     arriving = ARRIVAL_TRIES;

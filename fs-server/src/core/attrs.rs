@@ -12,6 +12,9 @@ use super::plan::{Context, Effect, errno::*, posix};
 use super::records::{Records, file_key, name_key};
 use super::tables::{Table, Tables, Txn, decode};
 
+/// Bytes of all extended attributes of a file together: they travel in one request when it moves.
+const MAX_XATTRS: usize = 512 << 10;
+
 /// SETATTR without the size.
 pub fn set_attr(ctx: &Context, txn: &mut Txn, ask: &SetAttr) -> Planned {
     let mut inode = txn.inode(ask.file)?;
@@ -44,6 +47,12 @@ pub fn set_xattr(ctx: &Context, txn: &mut Txn, ask: &SetXattr) -> Planned {
         return Err(posix(ERANGE, ask.name.lossy()));
     }
     let key = name_key(ask.file, &ask.name);
+    let all = file_key(ask.file);
+    let others = txn.scan(Table::Xattrs, &all, &all, false, usize::MAX)?;
+    let taken: usize = others.iter().filter(|(k, _)| *k != key).map(|(k, v)| k.len() + v.len()).sum();
+    if taken + key.len() + ask.value.0.len() > MAX_XATTRS {
+        return Err(posix(ENOSPC, format!("extended attributes of file {}", ask.file)));
+    }
     let there = txn.get(Table::Xattrs, &key)?.is_some();
     match there {
         true if ask.create => return Err(posix(EEXIST, ask.name.lossy())),

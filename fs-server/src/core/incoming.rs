@@ -83,9 +83,18 @@ fn open_record(txn: &mut Txn, id: MoveId) -> Result<MoveRecord, WireError> {
 }
 
 /// Add or update inodes and names.
-pub fn put_entries(ctx: &Context, txn: &mut Txn, ask: &IncomingPut) -> Result<(), WireError> {
+pub fn put_entries(
+    ctx: &Context,
+    txn: &mut Txn,
+    ask: &IncomingPut,
+    effects: &mut Vec<Effect>,
+) -> Result<(), WireError> {
     let record = open_record(txn, ask.id)?;
     for entry in &ask.entries {
+        // Should data of that id be left from an earlier stay, it must not show in the copy.
+        if entry.attr.kind == FileKind::File && txn.find_inode(entry.attr.file)?.is_none() {
+            effects.push(Effect::RemoveData(entry.attr.file));
+        }
         put_entry(ctx, txn, &record, entry)?;
     }
     Ok(())

@@ -309,7 +309,7 @@ fn move_tree(core: &mut Core, other: &mut Core, model: &mut Model, path: &[u8], 
     entries[0].parent = other.root();
     let put = IncomingPut { id, entries };
     for _ in 0..2 {
-        other.run(|ctx, txn| incoming::put_entries(ctx, txn, &put)).expect("put");
+        other.run(|ctx, txn| incoming::put_entries(ctx, txn, &put, &mut Vec::new())).expect("put");
         other.check();
     }
     assert!(!other.seen().values().any(|(f, _)| *f == root), "an incoming tree is invisible");

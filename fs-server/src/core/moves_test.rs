@@ -92,7 +92,7 @@ impl Moving {
             entry.parent = self.destination.root();
         }
         let ask = IncomingPut { id: self.id, entries };
-        self.destination.run(|ctx, txn| incoming::put_entries(ctx, txn, &ask))?;
+        self.destination.run(|ctx, txn| incoming::put_entries(ctx, txn, &ask, &mut Vec::new()))?;
         self.destination.check();
         Ok(())
     }

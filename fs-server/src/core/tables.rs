@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 /// Which table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Table {
-    /// "format", "id", "name", "prefix", "epoch", "next_file", "position", "next_session" …
+    /// "format", "id", "name", "prefix", "epoch", "next_file", "position", "session", "generation"
     Header,
     /// FileId → inode.
     Inodes,
@@ -254,6 +254,6 @@ pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 /// Decode a value of a table.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
     postcard::from_bytes(bytes).map_err(|e| WireError::Failed {
-        reason: format!("a record of the metadata store does not decode: {e}; run dsserver check"),
+        reason: format!("a record of the metadata store does not decode: {e}; the store is damaged, docs/STORE.md says how to get disks out of it"),
     })
 }

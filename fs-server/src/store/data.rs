@@ -165,6 +165,9 @@ impl DataStore {
     pub fn open_dir(root: &Path, name: &str, capacity: Option<u64>) -> io::Result<DataStore> {
         let root = root.join("data");
         std::fs::create_dir_all(&root)?;
+        if let Some(above) = root.parent() {
+            File::open(above)?.sync_all()?;
+        }
         let mut used = 0;
         let mut files = 0;
         for dir in std::fs::read_dir(&root)? {
@@ -275,7 +278,7 @@ impl Store for DataStore {
             dir: self.dir_of(id),
         });
         if open.len() >= MAX_OPEN {
-            open.retain(|_, f| Arc::strong_count(f) > 1 || f.new.load(Ordering::SeqCst));
+            open.retain(|_, f| Arc::strong_count(f) > 1);
         }
         open.insert(id, file.clone());
         Ok(Some(file))

@@ -3,7 +3,7 @@
 //! Each regular file of the tree gets a mirror in its slot. A few are copied at a time; those that
 //! are done stay synced until the switchover takes them all at one instant.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -27,6 +27,7 @@ use super::job::Job;
 const AT_ONCE: usize = 4;
 const SMALL_AT_ONCE: u64 = 32 << 20;
 const MANY_AT_ONCE: usize = 256;
+const ENOENT: i32 = 2;
 /// Dirty bitmaps of files from this size on are mapped files, which outlive the process.
 const MAPPED_FROM: u64 = 1 << 30;
 
@@ -70,6 +71,8 @@ pub struct Copies {
     config: MirrorConfig,
     /// Why a copy could not begin.
     stuck: Arc<Mutex<Option<ApiError>>>,
+    /// Files that were removed before their copy began.
+    gone: Arc<Mutex<BTreeSet<FileId>>>,
     steered: Mutex<(bool, Option<u64>)>,
     all: Mutex<BTreeMap<FileId, Copy>>,
 }
@@ -90,6 +93,7 @@ impl Copies {
             bitmaps: job.around.run.join("moves").join(job.id.to_string()),
             config: MirrorConfig { mode, limit: job.request.limit, ..MirrorConfig::default() },
             stuck: Arc::default(),
+            gone: Arc::default(),
             steered: Mutex::new((false, job.request.limit)),
             all: Mutex::default(),
         }
@@ -175,12 +179,14 @@ impl Copies {
 
     /// Let copying begin: the file's size is asked for once nothing is in flight past the mirror.
     fn begin(&self, id: FileId, copy: &Copy) {
-        let (from, mirror, stuck) = (self.from.clone(), copy.mirror.clone(), self.stuck.clone());
+        let (from, mirror) = (self.from.clone(), copy.mirror.clone());
+        let (stuck, gone) = (self.stuck.clone(), self.gone.clone());
         let (what, runtime) = (copy.source.describe(), tokio::runtime::Handle::current());
         copy.pinned.slot().swap_then(copy.mirror.clone(), move || {
             runtime.spawn(async move {
                 match from.call(GetAttr { file: id }).await {
                     Ok(attr) => mirror.start(attr.size),
+                    Err(e) if e.errno() == ENOENT => drop(gone.lock().insert(id)),
                     Err(e) => *stuck.lock() = Some(step_failed(&format!("read the size of {what}"), &e)),
                 }
             });
@@ -190,11 +196,14 @@ impl Copies {
     /// Start copies whose turn has come; pass on what administrators wish.
     pub fn steer(&self, paused: bool, limit: Option<u64>) {
         let mut all = self.all.lock();
-        let active = |c: &Copy| c.started && c.mirror.progress().phase != Phase::Synced;
+        let active =
+            |id: FileId, c: &Copy| c.started && c.mirror.phase() != Phase::Synced && !self.is_gone(id, c);
         // A limit is for all together, so only one is copied at a time under it.
         let at_once = if limit.is_some() { 1 } else { AT_ONCE };
-        let (mut count, mut bytes) =
-            all.values().filter(|c| active(c)).fold((0, 0), |(count, bytes), c| (count + 1, bytes + c.size));
+        let (mut count, mut bytes) = all
+            .iter()
+            .filter(|(id, c)| active(**id, c))
+            .fold((0, 0), |(n, bytes), (_, c)| (n + 1, bytes + c.size));
         // The largest first: what is synced early has to be mirrored for longer.
         let mut waiting: Vec<_> = all.iter_mut().filter(|(_, c)| !c.started && !paused).collect();
         waiting.sort_by_key(|(_, copy)| std::cmp::Reverse(copy.size));
@@ -218,12 +227,20 @@ impl Copies {
         }
     }
 
+    /// The destination's machine has been booted anew: what it was sent and had not flushed may be gone.
+    pub fn destination_lost(&self) {
+        self.all.lock().values().for_each(|copy| copy.mirror.destination_lost());
+    }
+
     /// How far all are.
     pub fn progress(&self) -> CopyProgress {
         let all = self.all.lock();
         let mut sum = CopyProgress { all_synced: true, ..CopyProgress::default() };
         let mut largest = 0;
-        for copy in all.values() {
+        for (id, copy) in all.iter() {
+            if self.is_gone(*id, copy) {
+                continue;
+            }
             let one = copy.mirror.progress();
             let phase = match one.phase {
                 Phase::Attached | Phase::Bulk => MovePhase::Bulk,
@@ -254,7 +271,10 @@ impl Copies {
             return Some(error);
         }
         let all = self.all.lock();
-        let (copy, reason) = all.values().find_map(|c| Some((c, c.mirror.failure()?)))?;
+        let (copy, reason) = all
+            .iter()
+            .filter(|(id, c)| !self.is_gone(**id, c))
+            .find_map(|(_, c)| Some((c, c.mirror.failure()?)))?;
         let hint = match reason {
             block_mirror::FailReason::NoSpace(_) => Some(format!(
                 "free space on {} or choose another datastore; nothing was changed",
@@ -263,6 +283,15 @@ impl Copies {
             _ => None,
         };
         Some(failed(format!("copy {}: {reason}", copy.source.describe()), hint))
+    }
+
+    /// Whether the source has the file no more. The next listing of the tree will be without it; if
+    /// it is not, the switchover finds that the copy is not ready.
+    fn is_gone(&self, id: FileId, copy: &Copy) -> bool {
+        use block_mirror::FailReason::{Region, Source};
+        let missing = |e: &DiskError| e.errno() == ENOENT;
+        self.gone.lock().contains(&id)
+            || matches!(copy.mirror.failure(), Some(Source(e) | Region { error: e, .. }) if missing(&e))
     }
 
     /// Take a file out of the move: its slot goes back to the source.

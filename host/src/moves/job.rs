@@ -142,6 +142,12 @@ impl Job {
     async fn drive(self: &Arc<Self>, manifest: Manifest) -> Result<(), ApiError> {
         let set = Arc::new(self.around.files.gate().moving_set());
         let copies = Arc::new(Copies::new(self));
+        let weak = Arc::downgrade(&copies);
+        self.target.to.on_boot_change(move || {
+            if let Some(copies) = weak.upgrade() {
+                copies.destination_lost();
+            }
+        });
         let result = self.copy_and_switch(&set, &copies, manifest).await;
         if let Err(error) = result {
             if !self.committed.load(Ordering::SeqCst) {
@@ -278,11 +284,11 @@ impl Job {
         }
         set.insert(now.ids());
         let difference = told.difference(&now);
-        self.unless_cancelled(self.tell(&difference)).await?.map_err(|e| step("put the tree", &e))?;
         for id in &difference.departed {
             set.remove(*id);
             copies.detach(*id).await;
         }
+        self.unless_cancelled(self.tell(&difference)).await?.map_err(|e| step("put the tree", &e))?;
         let files: BTreeMap<FileId, &TreeEntry> = now.regular_files();
         for id in &difference.arrived {
             if let Some(entry) = files.get(id) {

@@ -5,13 +5,13 @@ use std::net::TcpStream;
 
 use proto::handshake::{ClientGreeting, Role, VERSION};
 use proto::ops::session::{Attach, Renew};
-use proto::{Generation, WireError};
+use proto::{Generation, InstanceId, WireError};
 
 use super::site::Site;
 use super::wire::{Host, Wire, greet};
 
-fn works(site: &Site, host: &str) {
-    let (mut wire, attached) = site.host(&Host::run(host));
+fn works(site: &Site) {
+    let (mut wire, attached) = site.host(&Host::run(&InstanceId::new().to_string()));
     wire.attr(attached.root).unwrap();
 }
 
@@ -29,14 +29,14 @@ fn greetings_of_strangers_are_refused() {
     (reversed[8], reversed[10]) = (2, 1);
     for bad in [magic, role, reserved, reversed, *b"GET / HTTP/1.1\r\n"] {
         greet(&site.address(), &bad).map(drop).expect_err("no version is agreed");
-        works(&site, "after");
+        works(&site);
     }
     // Half a greeting, then nothing more.
     let half = TcpStream::connect(site.address()).unwrap();
     std::io::Write::write_all(&mut &half, &good[..7]).unwrap();
     half.shutdown(std::net::Shutdown::Write).unwrap();
     assert_eq!((&half).read(&mut [0]).unwrap(), 0);
-    works(&site, "after");
+    works(&site);
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn the_first_request_is_attach_or_the_connection_ends() {
     let site = Site::new();
     let mut wire = Wire::connect(&site.address()).unwrap();
     wire.try_call(Renew {}).expect_err("closed");
-    works(&site, "after");
+    works(&site);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use godwit_tests::process::PATIENCE;
@@ -29,13 +30,7 @@ impl Host {
     }
 
     pub fn attach(&self, channel: u8, resume: Option<Generation>) -> Attach {
-        Attach {
-            datastore: "ds1".into(),
-            host: self.name.clone(),
-            instance: self.instance,
-            channel,
-            resume,
-        }
+        Attach { datastore: "ds1".into(), host: self.name.clone(), instance: self.instance, channel, resume }
     }
 }
 
@@ -46,7 +41,6 @@ pub struct Wire {
     pub session: Generation,
     pub epoch: Epoch,
     pub settled_below: RequestId,
-    next: u64,
     early: HashMap<RequestId, Answer>,
 }
 
@@ -80,7 +74,6 @@ impl Wire {
             session: Generation(0),
             epoch: Epoch(0),
             settled_below: RequestId(1),
-            next: 1_000_000,
             early: HashMap::new(),
         })
     }
@@ -100,10 +93,10 @@ impl Wire {
         Ok(wire.say_attach(ask)?.map(|attached| (wire, attached)))
     }
 
-    /// An id that was not used on this connection, above all that a test chooses itself.
-    pub fn fresh(&mut self) -> RequestId {
-        self.next += 1;
-        RequestId(self.next)
+    /// An id that was not used in any session, above all that a test chooses itself.
+    pub fn fresh(&self) -> RequestId {
+        static NEXT: AtomicU64 = AtomicU64::new(1_000_000);
+        RequestId(NEXT.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Send a request under the id `id`.
