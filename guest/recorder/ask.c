@@ -55,6 +55,12 @@ static bool send_line(struct client *client, const char *tag, const char *comman
     return length < (int)sizeof line && send(client->fd, line, (size_t)length, MSG_NOSIGNAL) == length;
 }
 
+/* Before the agent has its port the guest's terminal sends back what it is told. */
+static bool is_answer(const char *words)
+{
+    return strncmp(words, "ok", 2) == 0 || strncmp(words, "err", 3) == 0;
+}
+
 /* Waits for the line that begins with `tag`; gives what follows it, or NULL at the deadline or the end of the stream. */
 static const char *wait_for(struct client *client, const char *tag, int64_t deadline)
 {
@@ -68,8 +74,9 @@ static const char *wait_for(struct client *client, const char *tag, int64_t dead
             client->used -= length + 1;
             memmove(client->line, end + 1, client->used);
             answer[strcspn(answer, "\r")] = 0;
-            if (strncmp(answer, tag, tag_length) == 0 && answer[tag_length] == ' ')
-                return answer + tag_length + 1;
+            const char *rest = answer + tag_length + 1;
+            if (strncmp(answer, tag, tag_length) == 0 && answer[tag_length] == ' ' && is_answer(rest))
+                return rest;
         }
         if (client->used == sizeof client->line)
             client->used = 0;
