@@ -215,13 +215,18 @@ fn attach(service: Service, mut stream: TcpStream, version: u16, first: Arrived,
         };
         let _ = write_frame(stream, &frame_error(stamp, &error));
     };
+    let attaching = service.datastore.sessions.attaching.lock();
     let session = match session_for(&service, ask) {
         Ok(session) => session,
-        Err(error) => return refuse(&mut stream, error),
+        Err(error) => {
+            drop(attaching);
+            return refuse(&mut stream, error);
+        }
     };
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let (Ok(control), Ok(reader)) = (stream.try_clone(), stream.try_clone()) else { return };
     session.take_channel(ask.channel, control, number);
+    drop(attaching);
     let connection = Arc::new(Connection {
         service: service.clone(),
         session: session.clone(),

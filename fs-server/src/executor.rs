@@ -1,6 +1,7 @@
 //! The one thread that changes metadata: it takes all requests that wait, plans each on top of the
 //! ones before, commits once, and answers them all (group commit).
 
+use std::cell::RefCell;
 use std::sync::{Arc, mpsc};
 
 use proto::ops::moves::{MoveRecord, MoveSide, MoveState};
@@ -48,6 +49,13 @@ pub enum Job {
         instance: proto::InstanceId,
         /// Where the generation goes.
         answer: Box<dyn FnOnce(Result<Generation, WireError>) + Send>,
+    },
+    /// Sessions that have been fenced are never to be resumed, not after a restart either.
+    Forget {
+        /// Hosts with their sessions.
+        sessions: Vec<(String, Generation)>,
+        /// Told when that is durable.
+        answer: Box<dyn FnOnce(Result<(), WireError>) + Send>,
     },
     /// Erase orphans that nobody has open.
     Sweep,
@@ -143,6 +151,7 @@ impl Worker {
         let snapshot = datastore.meta.snapshot();
         let mut outer = self.begin(&*snapshot);
         let (mut answers, mut effects, mut sessions) = (Vec::<Pending>::new(), Vec::new(), Vec::new());
+        let mut forgotten = Vec::new();
         for job in jobs {
             match job {
                 Job::Request { session, id, settled_below, request, answer } => {
@@ -153,6 +162,10 @@ impl Worker {
                 }
                 Job::OpenSession { host, instance, answer } => {
                     sessions.push((answer, open_session(&mut outer, host, instance)));
+                }
+                Job::Forget { sessions: fenced, answer } => {
+                    let result = fenced.iter().try_for_each(|(host, g)| forget_session(&mut outer, host, *g));
+                    forgotten.push((answer, result));
                 }
                 Job::Sweep => {
                     for file in datastore.dead_orphans() {
@@ -166,6 +179,9 @@ impl Worker {
         let committed = self.commit(outer);
         if committed.is_ok() {
             self.buried = datastore.perform(&effects);
+        }
+        for (answer, result) in forgotten {
+            answer(committed.clone().and(result));
         }
         for (answer, result) in sessions {
             answer(committed.clone().and(result));
@@ -189,8 +205,10 @@ impl Worker {
         if request.once()
             && let Some((code, body)) = outer.read::<(u16, Vec<u8>)>(Table::Replies, &key)?
         {
-            return Reply::decode(code, &body)
-                .map_err(|e| WireError::Failed { reason: format!("a kept reply: {e}") });
+            let reply = Reply::decode(code, &body)
+                .map_err(|e| WireError::Failed { reason: format!("a kept reply: {e}") })?;
+            note_open(session, request, &reply);
+            return Ok(reply);
         }
         let mut txn = Txn::new(&*outer);
         let (reply, mut wanted) = self.plan(&mut txn, session, request)?;
@@ -198,12 +216,7 @@ impl Worker {
             txn.write(Table::Replies, key, &(reply.code(), reply.body()));
             forget_replies(&mut txn, session.generation, settled_below)?;
         }
-        if let (Request::Create(ask), Reply::Create(created)) = (request, &reply)
-            && !created.existed
-            && ask.open != OpenMode::Closed
-        {
-            session.set_open(created.attr.file, ask.open);
-        }
+        note_open(session, request, &reply);
         let changes = txn.into_changes();
         outer.absorb(changes);
         for effect in &wanted {
@@ -243,8 +256,18 @@ impl Worker {
             Request::RemoveXattr(ask) => return attrs::remove_xattr(&ctx, txn, ask),
             Request::MoveBegin(ask) => {
                 let _deciding = datastore.sessions.deciding.lock();
-                let writer = |file| datastore.sessions.no_writer_besides(&session.host, file).err();
+                let fenced = RefCell::new(Vec::new());
+                let writer = |file| match datastore.sessions.no_writer_besides(&session.host, file) {
+                    Ok(sessions) => {
+                        fenced.borrow_mut().extend(sessions);
+                        None
+                    }
+                    Err(host) => Some(host),
+                };
                 let (record, files) = moves::begin(&ctx, txn, ask, &writer)?;
+                for session in fenced.into_inner() {
+                    forget_session(txn, &session.host, session.generation)?;
+                }
                 // Before the commit: from now on other hosts must be kept out.
                 if record.state == MoveState::Copying {
                     datastore.start_moving(ask.id, &session.host, &files);
@@ -386,6 +409,16 @@ impl Worker {
     }
 }
 
+/// A file that was created open is open.
+fn note_open(session: &LiveSession, request: &Request, reply: &Reply) {
+    if let (Request::Create(ask), Reply::Create(created)) = (request, reply)
+        && !created.existed
+        && ask.open != OpenMode::Closed
+    {
+        session.set_open(created.attr.file, ask.open);
+    }
+}
+
 /// The inodes that a change is about: none of them may have moved away.
 fn touched(request: &Request) -> Vec<FileId> {
     match request {
@@ -424,6 +457,14 @@ fn open_session(txn: &mut Txn, host: String, instance: proto::InstanceId) -> Res
     let session = Session { host: host.clone(), instance, generation, settled_below: RequestId(1) };
     txn.write(Table::Sessions, host.into_bytes(), &session);
     Ok(generation)
+}
+
+fn forget_session(txn: &mut Txn, host: &str, generation: Generation) -> Result<(), WireError> {
+    let row: Option<Session> = txn.read(Table::Sessions, host.as_bytes())?;
+    if row.is_some_and(|session| session.generation == generation) {
+        txn.delete(Table::Sessions, host.as_bytes().to_vec());
+    }
+    forget_all_replies(txn, generation)
 }
 
 fn forget_all_replies(txn: &mut Txn, session: Generation) -> Result<(), WireError> {

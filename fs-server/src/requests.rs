@@ -10,7 +10,7 @@ use proto::ops::session::{OpenMode, Opened, Renewed, SetOpen, StatusReport};
 use proto::ops::{Done, Reply, Request};
 use proto::{FileId, MoveId, WireError};
 
-use crate::connection::{Arrived, Ticket};
+use crate::connection::{Arrived, Connection, Ticket};
 use crate::core::plan::{errno::*, posix};
 use crate::core::records::{Records, file_key};
 use crate::core::tables::{Table, Tables};
@@ -18,6 +18,7 @@ use crate::core::{attrs, listing, moves};
 use crate::datastore::{Admitted, Datastore};
 use crate::executor::Job;
 use crate::ring::Work;
+use crate::sessions::LiveSession;
 
 /// Do a request or have it done.
 pub fn dispatch(ticket: Ticket, arrived: Arrived) {
@@ -99,6 +100,9 @@ fn read(ticket: Ticket, ask: Read) {
     if ask.len > proto::frame::MAX_DATA {
         return ticket.answer(Err(WireError::Invalid { reason: format!("a read of {} bytes", ask.len) }));
     }
+    if ask.offset > i64::MAX as u64 {
+        return ticket.answer(Err(posix(EINVAL, format!("file {} at {}", ask.file, ask.offset))));
+    }
     let file = admitted.file.clone();
     let connection = ticket.connection().clone();
     let done = Box::new(move |result: crate::ring::Finished| {
@@ -140,8 +144,7 @@ fn write(ticket: Ticket, ask: Write, data: Vec<u8>) {
     let again = connection.clone();
     let done = Box::new(move |result: crate::ring::Finished| {
         let store = &again.service.datastore.data;
-        store.recount(&admitted.file);
-        store.unreserve(reserved);
+        store.settle(&admitted.file, reserved);
         match result {
             Ok(_) if ask.fua => flush_admitted(ticket, admitted, Reply::Write(Done {})),
             Ok(_) => {
@@ -192,7 +195,7 @@ fn shape(ticket: &Ticket, request: &Request) -> Result<Reply, WireError> {
             if admit(ticket, ask.file, ask.incoming, false)?.is_some() {
                 let admitted = admit_change(ticket, ask.file, ask.incoming)?;
                 admitted.file.punch(ask.offset, ask.len).map_err(io_error(ask.file, "discard in"))?;
-                store.recount(&admitted.file);
+                store.settle(&admitted.file, 0);
             }
             Ok(Reply::Discard(Done {}))
         }
@@ -207,7 +210,7 @@ fn shape(ticket: &Ticket, request: &Request) -> Result<Reply, WireError> {
         Request::Resize(ask) => {
             let admitted = admit_change(ticket, ask.file, ask.incoming)?;
             admitted.file.resize(ask.size).map_err(io_error(ask.file, "resize"))?;
-            store.recount(&admitted.file);
+            store.settle(&admitted.file, 0);
             Ok(Reply::Resize(Done {}))
         }
         Request::Map(ask) => {
@@ -237,8 +240,7 @@ fn allocate(
     let admitted = admit_change(ticket, file, incoming)?;
     let reserved = store.reserve(&admitted.file, offset, len)?;
     let result = admitted.file.allocate(offset, len, keep_size, zero).map_err(io_error(file, "allocate in"));
-    store.recount(&admitted.file);
-    store.unreserve(reserved);
+    store.settle(&admitted.file, reserved);
     result
 }
 
@@ -307,6 +309,16 @@ fn status(datastore: &Arc<Datastore>) -> Result<StatusReport, WireError> {
     })
 }
 
+/// When this returns nothing of the fenced sessions can reach the store any more.
+fn shut_out_for_good(connection: &Connection, fenced: &[Arc<LiveSession>]) -> Result<(), WireError> {
+    fenced.iter().for_each(|session| session.wait_drained());
+    let (tell, told) = std::sync::mpsc::channel();
+    let sessions = fenced.iter().map(|s| (s.host.clone(), s.generation)).collect();
+    let answer = Box::new(move |result| drop(tell.send(result)));
+    connection.service.executor.submit(Job::Forget { sessions, answer });
+    told.recv().map_err(|_| WireError::Failed { reason: "the metadata thread has ended".into() })?
+}
+
 fn set_open(ticket: &Ticket, ask: &SetOpen) -> Result<Opened, WireError> {
     let connection = ticket.connection();
     let (datastore, session) = (&connection.service.datastore, &connection.session);
@@ -335,7 +347,10 @@ fn set_open(ticket: &Ticket, ask: &SetOpen) -> Result<Opened, WireError> {
     }
     session.set_open(ask.file, ask.mode);
     drop(deciding);
-    fenced.iter().for_each(|session| session.wait_drained());
+    if !fenced.is_empty() {
+        shut_out_for_good(connection, &fenced)
+            .inspect_err(|_| session.set_open(ask.file, OpenMode::Closed))?;
+    }
     let attr = datastore.complete(inode.attr(ask.file))?;
     Ok(Opened { size: attr.size })
 }

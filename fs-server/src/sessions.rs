@@ -156,6 +156,8 @@ impl LiveSession {
 #[derive(Default)]
 pub struct Registry {
     sessions: Mutex<BTreeMap<String, Arc<LiveSession>>>,
+    /// Held while a connection gets its session and its channel.
+    pub attaching: Mutex<()>,
     /// Held while it is decided who may write, until that is noted.
     pub deciding: Mutex<()>,
 }

@@ -12,19 +12,26 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use proto::ops::names::{Attr, Time};
 use proto::{FileId, MoveId, Position, WireError};
 use rustix::fs::{
     FallocateFlags, SeekFrom, Timespec, Timestamps, fallocate, fstat, ftruncate, futimens, seek,
 };
 
+use super::allocated::allocated;
+
 /// Descriptors kept open.
 const MAX_OPEN: usize = 8_192;
 /// Extents listed in one answer.
 const MAX_EXTENTS: usize = 10_000;
 const BLOCK: u64 = 512;
+/// How long a write near the end of the space waits for those under way.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(1);
+/// Space is taken in these units at least.
+const UNIT: u64 = 4096;
 
 /// Where file data is kept. Every change has a place in one order ([`Store::position`]).
 pub trait Store: Send + Sync {
@@ -49,7 +56,10 @@ pub struct DataFile {
     /// Changes under way.
     pub admitted: AtomicU64,
     new: AtomicBool,
+    /// Allocated units as counted in the store's accounts, under whose lock this changes.
     blocks: AtomicU64,
+    /// Removed: counts no more. Under the same lock.
+    gone: AtomicBool,
     dir: PathBuf,
 }
 
@@ -126,12 +136,6 @@ impl DataFile {
         Ok((runs, end.max(offset)))
     }
 
-    /// Whether a range has all its space already.
-    fn is_allocated(&self, offset: u64, len: u64) -> bool {
-        seek(&self.file, SeekFrom::Data(offset)).is_ok_and(|at| at == offset)
-            && seek(&self.file, SeekFrom::Hole(offset)).is_ok_and(|hole| hole >= offset.saturating_add(len))
-    }
-
     /// Before the first flush of a new file its name must become durable, too.
     pub fn sync_name(&self) -> io::Result<()> {
         if self.new.swap(false, Ordering::SeqCst) {
@@ -147,6 +151,14 @@ impl DataFile {
     }
 }
 
+/// Bytes that are taken.
+struct Accounts {
+    /// By what lies there.
+    used: u64,
+    /// By what is under way.
+    reserved: u64,
+}
+
 /// The data directory.
 pub struct DataStore {
     root: PathBuf,
@@ -154,8 +166,8 @@ pub struct DataStore {
     capacity: Option<u64>,
     /// Data files that lay there when it was opened.
     pub found: u64,
-    used: AtomicU64,
-    reserved: AtomicU64,
+    accounts: Mutex<Accounts>,
+    settled: Condvar,
     position: AtomicU64,
     open: Mutex<HashMap<FileId, Arc<DataFile>>>,
 }
@@ -184,8 +196,8 @@ impl DataStore {
             name: name.into(),
             capacity,
             found: files,
-            used: AtomicU64::new(used * BLOCK),
-            reserved: AtomicU64::new(0),
+            settled: Condvar::new(),
+            accounts: Mutex::new(Accounts { used: used * BLOCK, reserved: 0 }),
             position: AtomicU64::new(0),
             open: Mutex::default(),
         })
@@ -206,45 +218,49 @@ impl DataStore {
         }
     }
 
-    /// The space of a file may have changed.
-    pub fn recount(&self, file: &DataFile) {
+    /// The space of a file may have changed; what [`DataStore::reserve`] kept for that is free again.
+    pub fn settle(&self, file: &DataFile, reserved: u64) {
+        let mut accounts = self.accounts.lock();
+        accounts.reserved -= reserved;
+        if reserved > 0 {
+            self.settled.notify_all();
+        }
+        if file.gone.load(Ordering::Relaxed) {
+            return;
+        }
         let Ok(stat) = fstat(&file.file) else { return };
         let now = stat.st_blocks as u64;
-        let before = file.blocks.swap(now, Ordering::SeqCst);
-        if now >= before {
-            self.used.fetch_add((now - before) * BLOCK, Ordering::SeqCst);
-        } else {
-            self.used.fetch_sub((before - now) * BLOCK, Ordering::SeqCst);
-        }
+        let before = file.blocks.swap(now, Ordering::Relaxed);
+        accounts.used = (accounts.used + now * BLOCK).saturating_sub(before * BLOCK);
     }
 
-    /// Make sure that a write of `len` bytes fits; what it reserves must be given back by [`DataStore::unreserve`].
+    /// Make sure that a write of `len` bytes fits; what it reserves must be given back by [`DataStore::settle`].
     pub fn reserve(&self, file: &DataFile, offset: u64, len: u64) -> Result<u64, WireError> {
         let Some(capacity) = self.capacity else { return Ok(0) };
-        let reserved = self.reserved.fetch_add(len, Ordering::SeqCst) + len;
-        let used = self.used.load(Ordering::SeqCst);
-        if used + reserved <= capacity {
-            return Ok(len);
+        let start = offset / UNIT * UNIT;
+        let end = offset.saturating_add(len).checked_next_multiple_of(UNIT).unwrap_or(u64::MAX);
+        let mut accounts = self.accounts.lock();
+        let free = |accounts: &Accounts| capacity.saturating_sub(accounts.used + accounts.reserved);
+        let mut needed = end - start;
+        if needed > free(&accounts) {
+            // Near the end it counts what has its space already.
+            needed = needed.saturating_sub(allocated(&file.file, start..end).unwrap_or(0));
         }
-        self.reserved.fetch_sub(len, Ordering::SeqCst);
-        if file.is_allocated(offset, len) {
-            return Ok(0);
+        // What is under way can count twice, as reserved and as written: only when it is done is it
+        // certain that there is no room.
+        while needed > free(&accounts) {
+            if accounts.reserved == 0 || self.settled.wait_for(&mut accounts, SETTLE_PATIENCE).timed_out() {
+                let free = free(&accounts);
+                return Err(WireError::NoSpace { datastore: self.name.clone(), free, needed: len });
+            }
         }
-        Err(WireError::NoSpace {
-            datastore: self.name.clone(),
-            free: capacity.saturating_sub(used + reserved - len),
-            needed: len,
-        })
-    }
-
-    /// The write is done and recounted.
-    pub fn unreserve(&self, len: u64) {
-        self.reserved.fetch_sub(len, Ordering::SeqCst);
+        accounts.reserved += needed;
+        Ok(needed)
     }
 
     /// Allocated bytes.
     pub fn used(&self) -> u64 {
-        self.used.load(Ordering::SeqCst)
+        self.accounts.lock().used
     }
 }
 
@@ -275,6 +291,7 @@ impl Store for DataStore {
             // After a restart nobody knows whether the name was synced: once more costs little.
             new: AtomicBool::new(true),
             blocks: AtomicU64::new(blocks),
+            gone: AtomicBool::new(false),
             dir: self.dir_of(id),
         });
         if open.len() >= MAX_OPEN {
@@ -287,12 +304,17 @@ impl Store for DataStore {
     fn remove(&self, id: FileId) -> io::Result<()> {
         let open = self.open.lock().remove(&id);
         let path = self.path_of(id);
+        let mut accounts = self.accounts.lock();
         let blocks = match (&open, std::fs::metadata(&path)) {
-            (Some(file), _) => file.blocks.swap(0, Ordering::SeqCst),
+            (Some(file), _) => {
+                file.gone.store(true, Ordering::Relaxed);
+                file.blocks.swap(0, Ordering::Relaxed)
+            }
             (None, Ok(meta)) => std::os::unix::fs::MetadataExt::blocks(&meta),
             (None, Err(_)) => 0,
         };
-        self.used.fetch_sub(blocks * BLOCK, Ordering::SeqCst);
+        accounts.used = accounts.used.saturating_sub(blocks * BLOCK);
+        drop(accounts);
         match std::fs::remove_file(path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,

@@ -1,5 +1,6 @@
 //! What lies on disk: metadata in redb, file data in one sparse file per inode.
 
+pub mod allocated;
 pub mod data;
 pub mod meta;
 

@@ -187,7 +187,6 @@ fn a_drop_that_was_cut_short_leaves_nothing_in_the_end() {
 
 /// Copies that are under way when the tree is dropped leave no data file and take no space.
 #[test]
-#[ignore = "space of data removed under a write in flight stays counted until a restart"]
 fn copies_under_way_at_a_drop_leave_nothing() {
     for env in super::site::BOTH_PATHS {
         let mut site = Site::with(&["--capacity", "1GiB"], env);

@@ -270,7 +270,6 @@ fn absurd_ranges_do_no_harm() {
 }
 
 #[test]
-#[ignore = "io_uring takes offset u64::MAX for the position of the descriptor"]
 fn a_read_beyond_all_files_has_no_bytes() {
     for env in BOTH_PATHS {
         let site = Site::with(&[], env);

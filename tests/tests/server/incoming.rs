@@ -242,7 +242,6 @@ fn late_copies_are_refused_after_the_tree_is_published() {
 
 /// A late hole must not fall into what has been written since.
 #[test]
-#[ignore = "Discard is let in as if it changed nothing"]
 fn late_discards_are_refused_after_the_tree_is_published() {
     for env in BOTH_PATHS {
         let mut rig = Rig::new(env);

@@ -49,7 +49,6 @@ fn an_open_file_outlives_its_last_name_and_goes_when_it_is_closed() {
 
 /// The reply to a Create that opens is lost with the server; sent again, the file is open all the same.
 #[test]
-#[ignore = "a kept reply to Create does not declare the open again"]
 fn a_create_that_opens_is_open_after_it_was_sent_again() {
     let mut site = Site::new();
     let host = Host::run("a");
@@ -93,7 +92,6 @@ fn files_of_the_exclusive_patterns_have_one_writer() {
 
 /// "End the session in order: drop its opens."
 #[test]
-#[ignore = "Detach does nothing"]
 fn a_session_that_detached_keeps_nobody_out() {
     let site = Site::new();
     let (mut a, attached) = site.host(&Host::run("a"));
@@ -106,7 +104,6 @@ fn a_session_that_detached_keeps_nobody_out() {
 
 /// A writer whose lease is over loses the file to one who asks, for good.
 #[test]
-#[ignore = "a fence by writer_besides is not durable"]
 fn a_fenced_writer_is_fenced_after_a_restart_of_the_server_too() {
     for restart in [false, true] {
         let mut site = Site::new();

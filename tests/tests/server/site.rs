@@ -181,6 +181,16 @@ impl Wire {
         self.call_data(a_read(file, offset, len), &[])
     }
 
+    /// Have the server flush much data; the answers are not waited for.
+    pub fn keep_busy(&mut self, file: FileId, byte: u8) {
+        for at in 0..4 {
+            self.write(file, at << 22, &vec![byte; 4 << 20]).unwrap();
+        }
+        for _ in 0..8 {
+            self.post(Flush { file, incoming: None }, Bytes::new());
+        }
+    }
+
     pub fn flush(&mut self, file: FileId) -> Result<(), WireError> {
         self.call(Flush { file, incoming: None }).map(drop)
     }

@@ -138,7 +138,6 @@ fn crowd(site: &Site, number: u32) -> (FileId, Vec<u64>) {
 
 /// What fits is not refused because of other writes that are still under way.
 #[test]
-#[ignore = "a write under way is counted twice, as reserved and as used"]
 fn writes_that_fit_together_all_succeed_side_by_side() {
     for env in BOTH_PATHS {
         let site = small_site(env);
@@ -165,7 +164,6 @@ fn writes_that_fit_together_all_succeed_side_by_side() {
 
 /// Space is taken in blocks: a write of two bytes can take two of them.
 #[test]
-#[ignore = "reservations are not rounded up to blocks"]
 fn small_writes_do_not_exceed_the_capacity() {
     for env in BOTH_PATHS {
         let mut site = small_site(env);
@@ -183,7 +181,6 @@ fn small_writes_do_not_exceed_the_capacity() {
 }
 
 #[test]
-#[ignore = "reservations are not rounded up to blocks"]
 fn small_writes_side_by_side_do_not_exceed_the_capacity() {
     for env in BOTH_PATHS {
         let mut site = small_site(env);
@@ -204,7 +201,6 @@ fn small_writes_side_by_side_do_not_exceed_the_capacity() {
 
 /// What was reserved can be written to when all the rest is full: that is what reserving is for.
 #[test]
-#[ignore = "SEEK_DATA takes reserved, unwritten space for a hole"]
 fn reserved_space_can_be_written_when_the_datastore_is_full() {
     for env in BOTH_PATHS {
         let site = small_site(env);
@@ -226,7 +222,6 @@ fn reserved_space_can_be_written_when_the_datastore_is_full() {
 
 /// Data that goes while writes to it are under way is not counted any more afterwards.
 #[test]
-#[ignore = "space of data removed under a write in flight stays counted until a restart"]
 fn space_of_files_that_go_while_they_are_written_comes_back() {
     for env in BOTH_PATHS {
         let mut site = Site::with(&["--capacity", "1GiB"], env);
