@@ -200,6 +200,18 @@ impl Lab {
         self.servers.get_mut(name).expect("the lab has this datastore")
     }
 
+    /// No daemon has ever taken more than 100 MiB.
+    pub fn check_memory(&mut self) {
+        let servers =
+            self.servers.iter_mut().map(|(name, server)| (name.clone(), server.process().peak_memory()));
+        let mut peaks: Vec<(String, u64)> = servers.collect();
+        peaks.push(("dshost".into(), self.host().peak_memory()));
+        for (name, peak) in peaks {
+            println!("{name}: {} MiB at most", peak >> 20);
+            assert!(peak < 100 << 20, "{name} took {} MiB", peak >> 20);
+        }
+    }
+
     /// The scratch directory.
     pub fn root(&self) -> &Path {
         self.root.path()

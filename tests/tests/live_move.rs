@@ -238,7 +238,7 @@ fn files_may_come_and_go_while_their_directory_moves() {
 
 #[test]
 fn a_sparse_terabyte_moves_as_what_is_in_it() {
-    let lab = Lab::new();
+    let mut lab = Lab::new();
     let path = lab.path("ds1/sparse.raw");
     let file = File::create(&path).expect("create");
     file.set_len(1 << 40).expect("a terabyte");
@@ -262,4 +262,5 @@ fn a_sparse_terabyte_moves_as_what_is_in_it() {
         moved.read_exact_at(&mut seen, *spot).expect("read");
         assert!(seen == noise(i as u64, 1 << 18));
     }
+    lab.check_memory();
 }

@@ -1,0 +1,1 @@
+//! `fsx` on a mount.
