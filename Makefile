@@ -26,8 +26,9 @@ guest:
 	@scripts/setup.sh guest
 	@guest/build.sh "$(GODWIT_GUEST)"
 
+# All targets at once: tests asked for alone would build the dependencies again, with their own set of features.
 test: setup
-	cargo build --release --workspace
+	cargo build --release --workspace --all-targets
 	cargo fmt --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	@guest/build.sh "$(GODWIT_GUEST)"
