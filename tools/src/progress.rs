@@ -75,7 +75,7 @@ pub fn figures(status: &MoveStatus) -> String {
 /// Whole percent of [`clean_bytes`].
 pub fn percent(status: &MoveStatus) -> u64 {
     match status.bytes_total {
-        0 => u64::from(status.phase > MovePhase::Preparing) * 100,
+        0 => u64::from(status.phase > MovePhase::Bulk) * 100,
         total => (clean_bytes(status) as u128 * 100 / total as u128) as u64,
     }
 }

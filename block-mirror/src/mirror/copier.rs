@@ -89,6 +89,11 @@ impl MirrorCore {
         let mut from = self.cursor;
         loop {
             let run = self.bitmap.next_dirty_run(from, regions)?;
+            // What the guest has just written behind the map's end must not end the pass before the
+            // rest is known.
+            if !self.map.done() && run.end * self.granularity > self.map.next {
+                return None;
+            }
             let span = run.start * self.granularity..run.end * self.granularity;
             let free = self.order.free_for_copy(span, self.granularity, self.strict());
             if !free.is_empty() {
@@ -202,4 +207,39 @@ pub(super) fn is_final(error: &DiskError) -> bool {
         error,
         DiskError::NoSpace { .. } | DiskError::Fenced { .. } | DiskError::Stale { .. } | DiskError::Closed
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Bitmap;
+    use crate::mirror::MirrorConfig;
+    use crate::mirror::core::MirrorCore;
+    use crate::mirror::messages::{GuestId, Input, Mutation};
+
+    #[test]
+    fn a_write_before_the_map_is_known_does_not_end_the_first_pass() {
+        const SIZE: u64 = 64 << 20;
+        let bitmap = Bitmap::heap(SIZE >> 16).expect("memory");
+        let mut core = MirrorCore::new(bitmap, MirrorConfig::default()).expect("memory");
+        let mut outputs = Vec::new();
+        core.step(0, Input::Start { size: SIZE }, &mut outputs);
+        let map = outputs.iter().find_map(|o| if let Output::Map { op, .. } = o { Some(*op) } else { None });
+        let size = outputs
+            .iter()
+            .find_map(|o| if let Output::ResizeDestination { op, .. } = o { Some(*op) } else { None })
+            .expect("the destination gets its size");
+        core.step(1, Input::Done { op: size, outcome: Outcome::Done }, &mut outputs);
+        let write = Mutation::Write(SIZE - 4096..SIZE);
+        core.step(1, Input::Guest { guest: GuestId(0), mutation: write }, &mut outputs);
+        assert!(!outputs.iter().any(|o| matches!(o, Output::Copy { .. })), "nothing is known to copy yet");
+        let all = vec![Extent { offset: 0, len: SIZE }];
+        let done = Outcome::Mapped { extents: all, upto: SIZE };
+        core.step(2, Input::Done { op: map.expect("the map is asked for"), outcome: done }, &mut outputs);
+        assert_eq!(core.phase(), Phase::Bulk);
+        let first = outputs
+            .iter()
+            .find_map(|o| if let Output::Copy { offset, .. } = o { Some(*offset) } else { None });
+        assert_eq!(first, Some(0));
+    }
 }
