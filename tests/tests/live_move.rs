@@ -91,13 +91,13 @@ fn files_above_missing_directories_move_and_names_stay() {
 }
 
 /// The writer knows what it wrote; every block must be right after the move, whatever moment it hit.
-#[test]
-fn a_writer_that_never_rests_loses_nothing() {
+fn a_writer_never_rests(moved: &str, path: &str) {
     const BLOCK: u64 = 4096;
     const BLOCKS: u64 = 8192;
     let lab = Lab::new();
-    let path = lab.path("ds1/busy.raw");
-    let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).expect("create");
+    let first = lab.path(&format!("ds1/{path}"));
+    fs::create_dir_all(first.parent().expect("it lies in something")).expect("mkdir");
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(&first).expect("create");
     file.set_len(BLOCK * BLOCKS).expect("size");
     file.write_all_at(&noise(4, (BLOCK * BLOCKS / 2) as usize), 0).expect("fill");
     let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
@@ -127,13 +127,13 @@ fn a_writer_that_never_rests_loses_nothing() {
     let mut results = Vec::new();
     for round in 0..3 {
         let (from, to) = if round % 2 == 0 { ("ds1", "ds2") } else { ("ds2", "ds1") };
-        results.push(lab.must_move(&format!("{from}/busy.raw"), to));
+        results.push(lab.must_move(&format!("{from}/{moved}"), to));
     }
     let during = written.load(Ordering::Relaxed);
     wait_for("the writer to go on", || written.load(Ordering::Relaxed) > during + 100);
     stop.store(true, Ordering::Relaxed);
     let last = writer.join().expect("the writer saw no error");
-    let reread = File::open(lab.path("ds2/busy.raw")).expect("open at its new place");
+    let reread = File::open(lab.path(&format!("ds2/{path}"))).expect("open at its new place");
     for (block, round) in last {
         let mut seen = vec![0; BLOCK as usize];
         reread.read_exact_at(&mut seen, block * BLOCK).expect("read");
@@ -145,6 +145,17 @@ fn a_writer_that_never_rests_loses_nothing() {
             result["pause_ms"], result["bytes_copied"], result["bytes_mirrored"]
         );
     }
+}
+
+#[test]
+fn a_writer_that_never_rests_loses_nothing_when_its_file_moves() {
+    a_writer_never_rests("busy.raw", "busy.raw");
+}
+
+/// Here the kernel does not keep writes out of the switchover.
+#[test]
+fn a_writer_that_never_rests_loses_nothing_when_its_directory_moves() {
+    a_writer_never_rests("dir", "dir/sub/busy.raw");
 }
 
 /// A verifying fio job on a file, its blocks written each once in an order that the seed gives.
