@@ -32,6 +32,7 @@ test: setup
 	cargo fmt --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	@guest/build.sh "$(GODWIT_GUEST)"
+	@scripts/conformance-tools.sh
 	@scripts/run-tests.sh
 
 demo:

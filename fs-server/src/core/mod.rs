@@ -6,6 +6,7 @@ pub mod attrs;
 pub mod incoming;
 pub mod invariants;
 pub mod listing;
+pub mod locks;
 pub mod moves;
 pub mod names;
 pub mod plan;
