@@ -18,6 +18,7 @@ fn fio_verifies_while_the_server_is_killed_again_and_again() {
     let mut command = Command::new("fio");
     command.args(["--name=v", "--size=32m", "--rw=randwrite", "--bs=4k", "--direct=1", "--ioengine=libaio"]);
     command.args(["--iodepth=8", "--verify=crc32c", "--verify_fatal=1", "--loops=40", "--do_verify=1"]);
+    command.arg("--verify_state_save=0");
     command.arg(format!("--filename={}", host.arg("ds1/f")));
     let mut fio = Process::start(command, &cluster.scratch().join("fio.log"));
     let mut kills = 0;

@@ -31,6 +31,7 @@ fn fio_verifies() {
             "--size=32m",
             "--verify=crc32c",
             "--verify_fatal=1",
+            "--verify_state_save=0",
             "--randrepeat=0",
         ];
         let file = format!("--filename={}", host.arg("ds1/f"));

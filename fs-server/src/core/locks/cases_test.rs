@@ -289,3 +289,35 @@ fn a_file_takes_its_locks_along_and_its_waits_come_after() {
     let one = both.with_sessions(|_| Some(Generation(5)));
     assert_eq!(LockTable::default().import(FILE, one), Err(ImportError::Unsound));
 }
+
+#[test]
+fn an_owner_that_overtakes_may_close_a_cycle_elsewhere() {
+    let at = |file, session, start, end, mode| Ask { file: FileId(file), ..posix(session, start, end, mode) };
+    let mut desk = Desk::default();
+    let last = at(1, 8, 10, 10, Exclusive);
+    for held in [
+        at(1, 6, 0, 4, Shared),
+        at(1, 7, 5, 9, Shared),
+        last,
+        at(2, 1, 0, 0, Exclusive),
+        at(3, 3, 0, 0, Shared),
+        at(4, 5, 0, 0, Exclusive),
+    ] {
+        desk.has(held);
+    }
+    let (overtakes, elsewhere) = (at(1, 1, 0, 10, Shared), at(3, 5, 0, 0, Shared));
+    for wanted in [
+        at(1, 2, 0, 4, Exclusive),
+        at(1, 3, 5, 9, Exclusive),
+        overtakes,
+        at(2, 6, 0, 0, Exclusive),
+        at(4, 1, 0, 0, Exclusive),
+        at(3, 4, 0, 0, Exclusive),
+        elsewhere,
+    ] {
+        desk.waits(wanted);
+    }
+    // 1 overtakes 2, which waits for 6, which waits for 1. Now 3 waits for 1, whose other thread
+    // waits for 5, which has its turn after 4, which waits for 3.
+    assert_eq!(desk.unlock(last), [overtakes, elsewhere]);
+}
