@@ -6,6 +6,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::lab::Lab;
 use crate::process::{run, wait_for};
 
@@ -128,5 +130,14 @@ impl GuestVm {
         run("/usr/sbin/debugfs", &["-R", &format!("dump records {records}"), disk]);
         let recorder = directory().join("recorder");
         run(recorder.to_str().expect("UTF-8"), &["--check", records, "--acked", &acked]);
+    }
+}
+
+/// A test that fails leaves no machine behind: QEMU outlives the dshost that started it.
+impl Drop for GuestVm {
+    fn drop(&mut self) {
+        if let Some(pid) = Pid::from_raw(self.pid as i32).filter(|_| self.runs()) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
     }
 }
