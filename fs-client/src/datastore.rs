@@ -15,6 +15,13 @@ use crate::error::CallError;
 use crate::file::DatastoreFile;
 use crate::transport::{Channel, Done, LinkState, Session};
 
+/// Datastores in a row that may pass something on before it fails.
+pub(crate) const MAX_HOPS: u32 = 16;
+/// Between asking again a datastore to which a file is said to have moved.
+pub(crate) const ARRIVAL_RETRY: Duration = Duration::from_millis(50);
+/// How often, before its word that it does not have the file is believed.
+pub(crate) const ARRIVAL_TRIES: u32 = 200;
+
 /// How to reach a datastore, and as whom.
 #[derive(Clone, Debug)]
 pub struct DatastoreConfig {

@@ -1,7 +1,6 @@
 //! A datastore's file as a disk: requests become data operations, large ones several.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use block_mirror::{Completion, Disk, DiskError, DiskResult, Extent, Request, Response};
 use bytes::{Bytes, BytesMut};
@@ -11,16 +10,9 @@ use proto::ops::{Reply, Request as Op, data};
 use proto::{FileId, MoveId, WireError};
 use tracing::{info, warn};
 
-use crate::datastore::Datastore;
+use crate::datastore::{ARRIVAL_RETRY, ARRIVAL_TRIES, Datastore, MAX_HOPS};
 use crate::error::CallError;
 use crate::transport::Channel;
-
-/// Datastores in a row that may pass a request on before it fails.
-const MAX_HOPS: u32 = 16;
-
-/// Between asking again a datastore to which the file is said to have moved, and how often.
-const ARRIVAL_RETRY: Duration = Duration::from_millis(50);
-const ARRIVAL_TRIES: u32 = 200;
 
 /// How a request has been led on so far.
 #[derive(Clone, Copy, Default)]

@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
 
 use block_mirror::DiskSlot;
 use bytes::Bytes;
@@ -14,17 +13,10 @@ use proto::{FileId, WireError};
 use tracing::warn;
 
 use super::Files;
-use crate::datastore::{Datastore, Forwarding};
+use crate::datastore::{ARRIVAL_RETRY, ARRIVAL_TRIES, Datastore, Forwarding, MAX_HOPS};
 use crate::error::CallError;
 use crate::transport::Channel;
 
-/// Between asking again a datastore to which a file is said to have moved.
-const ARRIVAL_RETRY: Duration = Duration::from_millis(50);
-/// How often, before its word that it does not have the file is believed.
-const ARRIVAL_TRIES: u32 = 200;
-
-/// Datastores in a row that may pass an operation on before it fails.
-const MAX_HOPS: u32 = 16;
 /// S_ISUID and S_ISGID.
 const SET_ID: u16 = 0o6000;
 
